@@ -1,0 +1,88 @@
+"""Reading and writing the `.npz` exchange files, with one clear message for each bad one."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qubo_rounding.atomic import atomic_path
+
+
+class ProblemError(ValueError):
+    """A rounding problem, solution or exchange file that does not fit its definition."""
+
+
+def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays to an `.npz` file in one step."""
+    if Path(path).suffix != ".npz":
+        raise ProblemError(f"{path}: exchange files end in .npz.")
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def load_npz(path: str | Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The named arrays of an `.npz` file; object arrays are never unpickled.
+
+    Raises:
+        ProblemError: not a readable `.npz` of plain arrays, or a required one is missing.
+    """
+    if not Path(path).is_file():
+        raise ProblemError(f"{path}: no such file.")
+    try:
+        with Path(path).open("rb") as file:  # numpy forgets to close its own when it fails
+            arrays = _named_arrays(np.load(file, allow_pickle=False))
+    # RuntimeError is zipfile's for encryption and unknown compression.
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise ProblemError(
+            f"{path} is not a readable .npz file of plain arrays ({error}); write it with save()."
+        ) from error
+    if missing := [name for name in required if name not in arrays]:
+        raise ProblemError(f"{path} lacks {missing}; it needs {list(required)}.")
+    return arrays
+
+
+def _named_arrays(content: Any) -> dict[str, np.ndarray]:
+    if isinstance(content, np.ndarray):
+        raise ValueError("it is a single array")
+    arrays = {name: content[name] for name in content.files}
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{strange} are no arrays")
+    return arrays
+
+
+def tensor_from(path: str | Path, name: str, array: np.ndarray) -> Tensor:
+    """An array of numbers as a tensor of its own.
+
+    Raises:
+        ProblemError: it holds no real or integer numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise ProblemError(f"{path}: {name} has dtype {array.dtype}; give real or integer numbers.")
+    # Foreign writers leave other byte orders, unsigned integers and long doubles.
+    native = {"f": np.float64, "u": np.int64, "i": array.dtype.newbyteorder("=")}
+    return torch.from_numpy(array.astype(native[array.dtype.kind], order="C"))
+
+
+def json_from(path: str | Path, array: np.ndarray | None, name: str) -> dict[str, Any]:
+    """The JSON object in a string array; empty where there is none.
+
+    Raises:
+        ProblemError: it is not a JSON object.
+    """
+    if array is None:
+        return {}
+    try:
+        value = json.loads(str(array))
+    except json.JSONDecodeError as error:
+        raise ProblemError(f"{path}: {name} is not JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise ProblemError(f"{path}: {name} is a JSON {type(value).__name__}; give an object.")
+    return value
