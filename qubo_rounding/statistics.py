@@ -1,0 +1,282 @@
+"""Gram matrices: what a layer's inputs look like, summed over samples and positions.
+
+A Gram is all that rounding needs to know of the data: the energy of a weight change E (r x d) is
+trace(E G E') with G = E[x x'], whatever the number of images behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qubo_rounding.accumulation import InputSums
+from qubo_rounding.atomic import atomic_path
+from qubo_rounding.layers import Layer, find_layers
+from qubo_rounding.passes import LayerCall, Pass, input_batches
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Sums over samples and positions of a layer's input patches x (d values per group).
+
+    The last three are None unless inputs x_q of a quantised network were collected beside x.
+
+    Args:
+        second: float64 (g, d, d), sum of x x'.
+        total: float64 (g, d), sum of x.
+        count: n, samples x positions.
+        second_q: float64 (g, d, d), sum of x_q x_q'.
+        cross: float64 (g, d, d), sum of x x_q'.
+        total_q: float64 (g, d), sum of x_q.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit together, or the count is not positive.
+    """
+
+    second: Tensor
+    total: Tensor
+    count: int
+    second_q: Tensor | None = None
+    cross: Tensor | None = None
+    total_q: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        vector, square = tuple(self.total.shape), (*self.total.shape, *self.total.shape[-1:])
+        for name, tensor in self.tensors().items():
+            shape = vector if name.startswith("total") else square
+            if tuple(tensor.shape) != shape or len(vector) != 2 or tensor.dtype != torch.float64:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}. A Gram needs "
+                    "float64 sums of shape (g, d, d), and totals of shape (g, d)."
+                )
+        if len(self.tensors()) not in (2, 5):
+            raise ValueError("Give all of second_q, cross and total_q, or none of them.")
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}: a Gram needs at least one patch.")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether inputs of a quantised network were collected too."""
+        return self.second_q is not None
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (g, d)."""
+        return self.total / self.count
+
+    @property
+    def second_moment(self) -> Tensor:
+        """E[x x'], (g, d, d)."""
+        return self.second / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """E[x x'] - E[x] E[x]', (g, d, d): the Gram that is left when the bias may be refitted."""
+        return self.second_moment - _outer(self.mean, self.mean)
+
+    @property
+    def mean_q(self) -> Tensor:
+        """E[x_q], (g, d)."""
+        return self._paired("total_q") / self.count
+
+    @property
+    def second_moment_q(self) -> Tensor:
+        """E[x_q x_q'], (g, d, d)."""
+        return self._paired("second_q") / self.count
+
+    @property
+    def covariance_q(self) -> Tensor:
+        """E[x_q x_q'] - E[x_q] E[x_q]', (g, d, d)."""
+        return self.second_moment_q - _outer(self.mean_q, self.mean_q)
+
+    @property
+    def cross_moment(self) -> Tensor:
+        """E[x x_q'], (g, d, d)."""
+        return self._paired("cross") / self.count
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        """E[x x_q'] - E[x] E[x_q]', (g, d, d)."""
+        return self.cross_moment - _outer(self.mean, self.mean_q)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums that are present, by field name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def __add__(self, other: Gram) -> Gram:
+        """The Gram of both data sets together.
+
+        Raises:
+            ValueError: the shapes differ, or only one of the two is paired.
+        """
+        mine, theirs = self.tensors(), other.tensors()
+        if self.total.shape != other.total.shape or mine.keys() != theirs.keys():
+            raise ValueError(
+                f"These Grams are of different layers or kinds: (g, d) is "
+                f"{tuple(self.total.shape)} and {tuple(other.total.shape)}, paired is "
+                f"{self.is_paired} and {other.is_paired}. Add Grams of one layer, collected alike."
+            )
+        sums = {name: mine[name] + theirs[name] for name in mine}
+        return Gram(count=self.count + other.count, **sums)
+
+    def _paired(self, name: str) -> Tensor:
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(
+                f"This Gram has no {name}: inputs of a quantised network were not collected. "
+                "Pass quantised= to collect_grams."
+            )
+        return value
+
+
+def gram_of(call: LayerCall, call_q: LayerCall | None = None) -> Gram:
+    """The Gram of one layer call, or of the same call in a float and in a quantised network.
+
+    Args:
+        call: the call whose input is x.
+        call_q: the call whose input is x_q; None means that there is none.
+
+    Raises:
+        ValueError: an input is not finite, or the two calls differ in layer or input shape.
+    """
+    sums: dict[str, InputSums] = {}
+    _add_call(sums, call, call_q, source="this call")
+    return _gram(sums[call.layer.name])
+
+
+def collect_grams(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layers: Mapping[str, Layer] | None = None,
+    quantised: nn.Module | None = None,
+    progress: bool = False,
+) -> dict[str, Gram]:
+    """The Gram of every layer that the batches reach, all in one walk through the data.
+
+    Products are in float32 (float64 for a float64 model), sums in float64. Activations are never
+    kept. A layer called several times in one forward pass adds up all its calls.
+
+    Args:
+        model: a network in eval mode.
+        loader: batches; tensors, or tuples or lists that begin with one, on the model's device.
+        layers: the layers wanted; None means all of `find_layers(model).layers`.
+        quantised: a copy of the model with other weights, which walks beside it and gives x_q.
+        progress: show a progress bar over the batches on standard error.
+
+    Returns:
+        One Gram per layer, in the order of first execution. Layers that no batch reaches are
+        absent when `layers` is None.
+
+    Raises:
+        ValueError: no layer is reached, or one of `layers` is not; the loader gives something else
+            or nothing; an input is NaN or infinite (layer and batch are named); the two networks
+            do not call the same layers in the same order.
+    """
+    wanted = find_layers(model).layers if layers is None else layers
+    models = [model] if quantised is None else [model, quantised]
+    sums: dict[str, InputSums] = {}
+    batches = tqdm(input_batches(loader), desc="grams", leave=False, disable=not progress)
+    for number, images in enumerate(batches):
+        _add_batch(sums, models, wanted, images, f"batch {number}")
+    missing = [name for name in wanted if name not in sums]
+    if missing and (layers is not None or not sums):
+        raise ValueError(
+            f"No batch reaches {', '.join(map(repr, missing))}: the forward pass gives these "
+            "weights to no linear or convolution function. Leave these layers out."
+        )
+    if not sums:
+        raise ValueError("The model has no linear or convolution layer that can be rounded.")
+    return {name: _gram(total) for name, total in sums.items()}
+
+
+def save_grams(path: str | Path, grams: Mapping[str, Gram]) -> None:
+    """Write Grams to a safetensors file; an existing file is replaced in one step."""
+    tensors = {
+        f"{name}/{field}": tensor.cpu().contiguous()
+        for name, gram in grams.items()
+        for field, tensor in gram.tensors().items()
+    }
+    # Safetensors keeps no order of its own.
+    counts = [[name, gram.count] for name, gram in grams.items()]
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"grams": json.dumps(counts)})
+
+
+def load_grams(path: str | Path) -> dict[str, Gram]:
+    """The Grams that `save_grams` wrote, on the CPU, in the same order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            counts = json.loads((file.metadata() or {})["grams"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is no file of Grams. Give one that save_grams wrote.") from error
+    return {name: Gram(count=count, **_fields_of(name, tensors)) for name, count in counts}
+
+
+def _fields_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    keys = {field.name: f"{name}/{field.name}" for field in fields(Gram)}
+    return {field: tensors[key] for field, key in keys.items() if key in tensors}
+
+
+def _add_batch(
+    sums: dict[str, InputSums],
+    models: list[nn.Module],
+    layers: Mapping[str, Layer],
+    images: Tensor,
+    source: str,
+) -> None:
+    """All models walk through the batch side by side; their calls are added where they meet."""
+    with ExitStack() as stack:
+        passes = [stack.enter_context(Pass(model, layers, images)) for model in models]
+        for calls in zip_longest(*passes):
+            _check_same_layer(calls)
+            _add_call(sums, *calls, source=source)
+
+
+def _check_same_layer(calls: tuple[LayerCall | None, ...]) -> None:
+    names = [repr(call.layer.name) if call else "its end" for call in calls]
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"The float network reaches {names[0]} where the quantised one reaches {names[1]}. "
+            "Pair only networks that call the same layers in the same order."
+        )
+
+
+def _add_call(
+    sums: dict[str, InputSums], call: LayerCall, call_q: LayerCall | None = None, *, source: str
+) -> None:
+    name = call.layer.name
+    if name not in sums:
+        sums[name] = InputSums(call.layer, paired=call_q is not None, device=call.input.device)
+    sums[name].add(call, call_q)
+    if not sums[name].is_finite():
+        raise ValueError(
+            f"An input of layer {name!r} in {source} is NaN, infinite or beyond 1e19. "
+            "Check the images and the weights of the layers before it."
+        )
+
+
+def _gram(sums: InputSums) -> Gram:
+    return Gram(count=sums.count, **sums.tensors())
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    return left.unsqueeze(-1) * right.unsqueeze(-2)
