@@ -1,0 +1,1 @@
+"""Module one, the exact side: QUBOs of layers and the tools of the annealing world."""

@@ -1,0 +1,1 @@
+"""Module two, the relaxed side: AdaRound's continuous relaxation."""

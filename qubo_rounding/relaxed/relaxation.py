@@ -1,0 +1,53 @@
+"""AdaRound's relaxation: the rectified sigmoid, its regulariser and the annealing of beta.
+
+Pure functions of tensors and numbers, with the derivatives that a hand-written optimiser needs
+beside the values. Source of all: Nagel et al. 2020, arXiv 2004.10568, section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ZETA, GAMMA = 1.1, -0.1  # stretch of the sigmoid: it reaches 0 and 1 at finite V
+
+
+def rectified_sigmoid(v: Tensor) -> tuple[Tensor, Tensor]:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1) and dh/dV, both shaped as V (eq 23)."""
+    sigmoid = torch.sigmoid(v)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
+    stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
+    h = stretched.clamp(0, 1)
+    return h, slope.mul_(h == stretched)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """V with h(V) = h, for h in [0, 1]: where the optimisation starts from the fraction."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+
+
+def rounding_regulariser(h: Tensor, beta: float) -> Tensor:
+    """1 - |2h - 1|^beta for every weight, shaped as h (eq 24); zero where h is 0 or 1."""
+    return 1 - (2 * h - 1).abs() ** beta
+
+
+def rounding_regulariser_slope(h: Tensor, beta: float) -> Tensor:
+    """Its derivative by h: -2 beta |2h - 1|^(beta - 1) sign(2h - 1), shaped as h.
+
+    A high beta leaves the middle flat, a low one pushes everything to the ends.
+    """
+    centred = h.mul(2).sub_(1)
+    return centred.abs().pow_(beta - 1).copysign_(centred).mul_(-2 * beta)
+
+
+def beta_at(progress: float, first: float = 20.0, last: float = 2.0) -> float:
+    """The exponent after a share of the annealing, from `first` to `last` along half a cosine.
+
+    Args:
+        progress: in [0, 1], counted from the end of the warm start.
+
+    Source: section 5 names the annealing only; 20 to 2 by cosine is the public implementations'.
+    """
+    return last + (first - last) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2

@@ -1,0 +1,101 @@
+"""The solvers, one algorithm a file, and the table that names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from qubo_rounding.solvers.adaround import AdaRound
+from qubo_rounding.solvers.annealing import Annealing
+from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
+from qubo_rounding.solvers.descent import Descent
+from qubo_rounding.solvers.dimod_sampler import (
+    DimodSampler,
+    dimod_exact,
+    dwave_annealing,
+    dwave_descent,
+    dwave_tabu,
+)
+from qubo_rounding.solvers.enumeration import Enumeration
+from qubo_rounding.solvers.gptq import Gptq
+from qubo_rounding.solvers.nearest import Nearest
+from qubo_rounding.solvers.solver import RefusedError, Solver
+from qubo_rounding.solvers.stochastic import Stochastic
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "nearest": Nearest,
+    "stochastic": Stochastic,
+    "gptq": Gptq,
+    "descent": Descent,
+    "annealing": Annealing,
+    "adaround": AdaRound,
+    "enumeration": Enumeration,
+    "dwave_annealing": dwave_annealing,
+    "dwave_tabu": dwave_tabu,
+    "dwave_descent": dwave_descent,
+    "dimod_exact": dimod_exact,
+}
+
+
+def make_solver(text: str) -> Solver:
+    """The solver that `NAME[:key=value,...]` describes, NAME one of SOLVERS.
+
+    Values are of the kind of the option's default: whole or decimal numbers, true or false, words,
+    or, for `start`, the name of another solver: `annealing:sweeps=500,start=nearest`.
+
+    Raises:
+        ValueError: an unknown name or key, or a value that the solver does not allow.
+    """
+    name, _, options = text.strip().partition(":")
+    if name not in SOLVERS:
+        raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}.")
+    factory = SOLVERS[name]
+    known = inspect.signature(factory).parameters
+    values: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or key not in known:
+            raise ValueError(
+                f"{option!r} is no option of {name}; write key=value with a key of "
+                f"{', '.join(known) or 'none: it has no options'}."
+            )
+        values[key] = make_solver(value) if key == "start" else _value(option, known[key].default)
+    try:
+        return factory(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{text!r}: {error}") from None
+
+
+def _value(option: str, default: bool | int | float | str) -> bool | int | float | str:
+    text = option.partition("=")[2].strip()
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+        raise ValueError(f"{option!r} does not fit; give {kind}.") from None
+
+
+__all__ = [
+    "SOLVERS",
+    "AdaRound",
+    "Annealing",
+    "BestOf",
+    "Descent",
+    "DimodSampler",
+    "Enumeration",
+    "FirstThatAccepts",
+    "Given",
+    "Gptq",
+    "Nearest",
+    "RefusedError",
+    "Solver",
+    "Stochastic",
+    "dimod_exact",
+    "dwave_annealing",
+    "dwave_descent",
+    "dwave_tabu",
+    "make_solver",
+]

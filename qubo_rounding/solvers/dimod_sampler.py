@@ -1,0 +1,111 @@
+"""Any dimod sampler as a solver, row by row: the annealing world's tools on rounding problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dimod
+from dwave.samplers import SimulatedAnnealingSampler, SteepestDescentSampler, TabuSampler
+
+from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.qubo.bqm import levels_from_sample, to_bqm
+from qubo_rounding.solvers.random_numbers import stream_keys
+from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.watch import watched
+
+
+@dataclass(frozen=True)
+class DimodSampler(Solver):
+    """The sampler's lowest sample for every row.
+
+    Every row becomes one dense binary quadratic model; rows that a time limit leaves out stay at
+    nearest and are counted in `stats["rows_left"]`. A sampler with a `seed` parameter is given one
+    made from the solve's seed and the row.
+
+    Args:
+        sampler: any `dimod.Sampler`.
+        parameters: keyword arguments of its `sample`.
+        exact: does the sampler visit every assignment? Then its energy is its own lower bound.
+        max_variables: refuse rows with more free weights; None means no limit.
+    """
+
+    sampler: dimod.Sampler
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = False
+    max_variables: int | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.parameters) - set(self.sampler.parameters)):
+            raise ValueError(
+                f"{type(self.sampler).__name__} has no parameters {unknown}; "
+                f"it has {sorted(self.sampler.parameters)}."
+            )
+
+    def __repr__(self) -> str:
+        # Samplers print their memory address; records need the same words for the same solver.
+        return f"DimodSampler({type(self.sampler).__name__}(), {dict(self.parameters)})"
+
+    def refuses(self, problem: RoundingProblem) -> str | None:
+        """Not binary, or too wide?"""
+        if not problem.is_binary:
+            return "binary quadratic models need two levels a weight; build it with up/down."
+        widest = int((problem.high > problem.low).sum(dim=2).max())
+        if self.max_variables is not None and widest > self.max_variables:
+            return f"a row has {widest} free weights and max_variables is {self.max_variables}."
+        return None
+
+    def find(self, problem: RoundingProblem, seed: int) -> Solution:
+        """The best sample of every row."""
+        levels = problem.nearest()
+        keys = stream_keys(seed, problem.stream)
+        rows = [(group, row) for group in range(problem.g) for row in range(problem.r)]
+        done = 0
+        for group, row in watched(rows, "dimod"):
+            bqm = to_bqm(problem, group, row)
+            if bqm.num_variables:
+                samples = self.sampler.sample(bqm, **self._parameters(int(keys[group, row])))
+                lowest = dict(samples.first[0])
+                levels[group, row] = levels_from_sample(problem, lowest, group, row)
+            done += 1
+        complete = self.exact and done == len(rows)
+        return problem.solution(
+            levels,
+            lower_bound=problem.energy(levels) if complete else None,
+            rows_left=len(rows) - done,
+        )
+
+    def _parameters(self, key: int) -> dict[str, Any]:
+        seeded = {"seed": key % 2**31} if "seed" in self.sampler.parameters else {}
+        return seeded | dict(self.parameters)
+
+
+def dwave_annealing(reads: int = 10, sweeps: int = 1000) -> DimodSampler:
+    """dwave-samplers' simulated annealing (C++)."""
+    _check_positive(reads=reads, sweeps=sweeps)
+    return DimodSampler(SimulatedAnnealingSampler(), {"num_reads": reads, "num_sweeps": sweeps})
+
+
+def dwave_tabu(reads: int = 1, milliseconds: int = 100) -> DimodSampler:
+    """dwave-samplers' tabu search (C++); ends by its clock, so its bits depend on the machine."""
+    _check_positive(reads=reads, milliseconds=milliseconds)
+    return DimodSampler(TabuSampler(), {"num_reads": reads, "timeout": milliseconds})
+
+
+def dwave_descent(reads: int = 100) -> DimodSampler:
+    """dwave-samplers' steepest descent (C++) from random starts."""
+    _check_positive(reads=reads)
+    return DimodSampler(SteepestDescentSampler(), {"num_reads": reads})
+
+
+def dimod_exact(max_variables: int = 18) -> DimodSampler:
+    """Brute force by dimod; numpy, all samples in memory at once."""
+    _check_positive(max_variables=max_variables)
+    return DimodSampler(dimod.ExactSolver(), exact=True, max_variables=max_variables)
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:  # the tabu sampler takes a negative time for no limit and never ends
+            raise ValueError(f"{name} is {number}; give at least 1.")
