@@ -1,0 +1,127 @@
+"""How good a network's answers are, against labels and against the float network's answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+NORMAL_QUANTILE = 1.959963984540054  # two-sided 95 %
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network's answers are worth; None where labels or float answers are missing.
+
+    Args:
+        images: how many images were answered.
+        top1: share of images whose label has the largest logit.
+        top5: share of images whose label is among the five largest logits.
+        top1_interval: 95 % Wilson interval of top1.
+        agreement: share of images on which the float network gives the same first answer.
+        kl: mean over images of KL(softmax(float) || softmax(this network)), nats.
+    """
+
+    images: int
+    top1: float | None = None
+    top5: float | None = None
+    top1_interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    kl: float | None = None
+
+
+def predict(model: nn.Module, images: Iterable[Any], progress: bool = False) -> Tensor:
+    """The network's logits, float32 (n, classes) on the CPU.
+
+    Args:
+        model: classifier in eval mode.
+        images: batches (x, ...) or x, such as `Images` or a DataLoader.
+        progress: whether to count the batches on the terminal.
+
+    Raises:
+        ValueError: no batch came, or the model's output is not (n, classes).
+    """
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    answers = []
+    with torch.no_grad():
+        for batch in tqdm(iter(images), desc="predict", unit="batch", disable=not progress):
+            x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            answer = model(x.to(device))
+            if not isinstance(answer, Tensor) or answer.ndim != 2:
+                shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise ValueError(f"The model returns {shape}; a classifier's is (n, classes).")
+            answers.append(answer.float().cpu())
+    if not answers:
+        raise ValueError("There are no images to predict.")
+    return torch.cat(answers)
+
+
+def evaluate(
+    logits: Tensor, labels: Tensor | None = None, float_logits: Tensor | None = None
+) -> Evaluation:
+    """Top-1, top-5, agreement and divergence of a network's answers.
+
+    Args:
+        logits: (n, classes), from `predict`.
+        labels: int64 (n,), or None where unknown.
+        float_logits: (n, classes), the float network's answers to the same images, or None.
+
+    Returns:
+        Evaluation; what needs a missing argument is None.
+
+    Raises:
+        ValueError: shapes that disagree, labels outside the classes, logits that are not finite.
+    """
+    _check(logits, labels, float_logits)
+    top1 = top5 = interval = agreement = kl = None
+    if labels is not None:
+        hits = int((logits.argmax(1) == labels).sum())
+        first_five = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top1, interval = hits / len(labels), _wilson_interval(hits, len(labels))
+        top5 = int((first_five == labels[:, None]).sum()) / len(labels)
+    if float_logits is not None:
+        agreement = int((logits.argmax(1) == float_logits.argmax(1)).sum()) / len(logits)
+        kl = _mean_divergence(float_logits, logits)
+    return Evaluation(len(logits), top1, top5, interval, agreement, kl)
+
+
+def _mean_divergence(reference: Tensor, logits: Tensor) -> float:
+    wanted, given = (F.log_softmax(x.double(), dim=1) for x in (reference, logits))
+    # row by row first: one sum over everything would depend on the number of threads
+    return float((wanted.exp() * (wanted - given)).sum(1).mean())
+
+
+def _wilson_interval(hits: int, n: int) -> tuple[float, float]:
+    """Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209."""
+    share, square = hits / n, NORMAL_QUANTILE**2
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    spread = math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    half = NORMAL_QUANTILE * spread / (1 + square / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _check(logits: Tensor, labels: Tensor | None, float_logits: Tensor | None) -> None:
+    if logits.ndim != 2 or logits.numel() == 0:
+        raise ValueError(f"The logits have shape {tuple(logits.shape)}; it must be (n, classes).")
+    n, classes = logits.shape
+    if labels is not None and labels.shape != (n,):
+        raise ValueError(f"There are {n} answers and labels of shape {tuple(labels.shape)}.")
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"The labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"the network's classes from 0 to {classes - 1}."
+        )
+    if float_logits is not None and float_logits.shape != logits.shape:
+        raise ValueError(
+            f"The logits have shape {tuple(logits.shape)}, the float network's "
+            f"{tuple(float_logits.shape)}; they must answer the same images."
+        )
+    for name, values in (("logits", logits), ("float network's logits", float_logits)):
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"The {name} hold NaN or infinite values.")
