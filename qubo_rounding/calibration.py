@@ -1,0 +1,180 @@
+"""The order in which layers get their Grams: all at once, or one after the other.
+
+Independent calibration collects every Gram from the float network in one pass. Sequential
+calibration rounds layer by layer, each on the inputs that the layers already rounded give it: every
+batch is a forward pass suspended before the layer at hand, in the float and in the rounded network,
+and all passes move through the network in lockstep. The network is walked once, whatever its depth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from torch import Tensor, nn
+
+from qubo_rounding.layers import Layer
+from qubo_rounding.passes import LayerCall, Pass
+from qubo_rounding.statistics import Gram, collect_grams, gram_of
+
+# What a suspended pass holds beside the layer's input: a residual branch, as a rule.
+_HELD_PER_INPUT = 1.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer whose turn it is.
+
+    Args:
+        layer: the layer; its weight in the rounded network is to be replaced before the next step.
+        grams: computes its Gram on the calibration data and on the held-out data (None without).
+    """
+
+    layer: Layer
+    grams: Callable[[], tuple[Gram, Gram | None]]
+
+
+def independent_steps(
+    layers: Mapping[str, Layer], grams: Mapping[str, Gram], held_out: Mapping[str, Gram]
+) -> Iterator[Step]:
+    """Steps in the order of the Grams, which were all collected from the float network."""
+    for name in grams:
+        yield Step(layers[name], lambda name=name: (grams[name], held_out.get(name)))
+
+
+def sequential_steps(
+    model: nn.Module,
+    rounded: nn.Module,
+    layers: Mapping[str, Layer],
+    calibration: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    trial: Trial,
+    memory: float,
+) -> Iterator[Step]:
+    """Steps in the order of execution; Grams are paired, of the float and the rounded network.
+
+    Batches beyond the memory budget are not kept suspended: they run anew from the start for every
+    layer, which costs time and changes no bit.
+
+    Args:
+        model: the float network.
+        rounded: a copy of it; the caller replaces a layer's weight during its step.
+        layers: the layers to stop at.
+        calibration, held_out: batches.
+        trial: what `trial_run` saw of the model.
+        memory: bytes that suspended passes may hold, about.
+
+    Raises:
+        ValueError: batches reach the layers in different orders.
+    """
+    kept = max(1, int(memory / (2 * trial.held_bytes)))
+    batches = [*calibration, *held_out]
+    seen: set[str] = set()
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(_Pair(model, rounded, layers, b)) for b in batches[:kept]]
+        while name := _common_layer([pair.advance() for pair in pairs]):
+            if name in seen:  # a later call of a layer that is rounded already
+                continue
+            seen.add(name)
+            layer = layers[name]
+
+            def grams(layer: Layer = layer) -> tuple[Gram, Gram | None]:
+                if trial.calls[layer.name] > 1:  # the passes show the first of its calls only
+                    every = _of_full_passes(model, rounded, layer, batches)
+                else:
+                    every = _of_suspended(model, rounded, layer, pairs, batches)
+                parts = [next(every) for _ in calibration], list(every)
+                return reduce(add, parts[0]), reduce(add, parts[1]) if parts[1] else None
+
+            yield Step(layer, grams)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one forward pass of one batch shows.
+
+    Args:
+        calls: how often each layer is called, in the order of first execution.
+        held_bytes: about what a pass suspended at its widest layer holds.
+    """
+
+    calls: Counter[str]
+    held_bytes: float
+
+
+def trial_run(model: nn.Module, layers: Mapping[str, Layer], batch: Tensor) -> Trial:
+    """One pass of one batch through the model, watching the layers."""
+    calls: Counter[str] = Counter()
+    largest = batch.nbytes
+    with Pass(model, layers, batch) as one:
+        for call in one:
+            calls[call.layer.name] += 1
+            largest = max(largest, call.input.nbytes)
+    return Trial(calls, _HELD_PER_INPUT * largest)
+
+
+class _Pair:
+    """A batch on its way through the float and the rounded network."""
+
+    def __init__(
+        self, model: nn.Module, rounded: nn.Module, layers: Mapping[str, Layer], batch: Tensor
+    ) -> None:
+        self._passes = [Pass(model, layers, batch), Pass(rounded, layers, batch)]
+        self.calls: list[LayerCall | None] = []
+
+    def advance(self) -> str | None:
+        """Name of the layer that both stand before now; None at the end."""
+        self.calls = []  # lets the inputs of the layer before go while the passes run on
+        self.calls = [one.advance() for one in self._passes]
+        return _common_layer([call.layer.name if call else None for call in self.calls])
+
+    def gram(self) -> Gram:
+        """The paired Gram of the call at hand."""
+        call, call_q = self.calls
+        assert call is not None
+        return gram_of(call, call_q)
+
+    def __enter__(self) -> _Pair:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls = []
+        for one in self._passes:
+            one.close()
+
+
+def _of_suspended(
+    model: nn.Module,
+    rounded: nn.Module,
+    layer: Layer,
+    pairs: Sequence[_Pair],
+    batches: Sequence[Tensor],
+) -> Iterator[Gram]:
+    for pair in pairs:
+        yield pair.gram()
+    for batch in batches[len(pairs) :]:
+        with _Pair(model, rounded, {layer.name: layer}, batch) as pair:
+            pair.advance()
+            yield pair.gram()
+
+
+def _of_full_passes(
+    model: nn.Module, rounded: nn.Module, layer: Layer, batches: Sequence[Tensor]
+) -> Iterator[Gram]:
+    for batch in batches:
+        layers = {layer.name: layer}
+        yield collect_grams(model, [batch], layers=layers, quantised=rounded)[layer.name]
+
+
+def _common_layer(names: Sequence[str | None]) -> str | None:
+    if len(set(names)) > 1:
+        places = ", ".join(sorted({repr(name) if name else "the end" for name in names}))
+        raise ValueError(
+            f"batches of one network stand before different layers at the same time ({places}): "
+            "its control flow depends on the data. Use independent calibration."
+        )
+    return names[0]

@@ -1,0 +1,73 @@
+"""How a layer of a network becomes a rounding problem: bits, range, candidates, bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from qubo_rounding.grid import Granularity, Grid, RangeRule, WeightMSE, fit_grid
+from qubo_rounding.layers import Layer
+from qubo_rounding.local_loss import BiasMode, Candidates, local_problem
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.statistics import Gram
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """How each layer's rounding problem is posed.
+
+    Args:
+        bits: of the weight grid, 2 to 8.
+        layer_bits: bits of single layers by name, where they differ.
+        symmetric: a grid around zero; False moves the zero point.
+        granularity: "channel", "tensor" or a number of columns that share a scale.
+        range_rule: how wide the grid is.
+        candidates: "up_down" (the paper's) or "free".
+        bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
+    """
+
+    bits: int = 4
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+    symmetric: bool = True
+    granularity: Granularity = "channel"
+    range_rule: RangeRule = field(default_factory=WeightMSE)
+    candidates: Candidates = "up_down"
+    bias: BiasMode = "refit"
+
+    def bits_of(self, layer: Layer) -> int:
+        """Bits of this layer's grid."""
+        return self.layer_bits.get(layer.name, self.bits)
+
+    def bias_of(self, layer: Layer) -> BiasMode:
+        """A weight shared by several modules keeps its biases: no one shift suits them all."""
+        return "keep" if layer.aliases else self.bias
+
+
+def layer_problem(
+    layer: Layer, weight: Tensor, gram: Gram, settings: LayerSettings
+) -> tuple[RoundingProblem, Grid]:
+    """The rounding problem of one layer, and its grid.
+
+    Args:
+        layer: the layer.
+        weight: (g, r, d) its float weights.
+        gram: moments of its inputs.
+        settings: how the problem is posed.
+    """
+    bits, bias = settings.bits_of(layer), settings.bias_of(layer)
+    own = gram.second_moment_q if gram.is_paired else gram.second_moment
+    grid = fit_grid(
+        weight,
+        bits,
+        symmetric=settings.symmetric,
+        granularity=settings.granularity,
+        rule=settings.range_rule,
+        gram=own,
+    )
+    meta = {"layer": layer.name, "kind": layer.kind, "bits": bits, "bias": bias}
+    problem = local_problem(
+        weight, grid, gram, bias=bias, candidates=settings.candidates, meta=meta
+    )
+    return problem, grid

@@ -1,0 +1,317 @@
+"""Whole networks: the one loop over layers, from a float network to a rounded one."""
+
+from __future__ import annotations
+
+import copy
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from qubo_rounding.batch_norm import fold_batch_norm
+from qubo_rounding.calibration import (
+    Step,
+    Trial,
+    independent_steps,
+    sequential_steps,
+    trial_run,
+)
+from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layers import Layer, find_layers, weight_of
+from qubo_rounding.local_loss import bias_shift, output_error
+from qubo_rounding.passes import input_batches
+from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, fingerprint
+from qubo_rounding.solvers import Annealing, RefusedError, Solver
+from qubo_rounding.statistics import Gram, collect_grams
+
+
+@dataclass(frozen=True)
+class QuantisedNetwork:
+    """A rounded network and how it came about.
+
+    Args:
+        model: batch norms folded, weights on their grids, biases refitted where asked for.
+        layers: the rounded layers by name, in the order of execution.
+        skipped: modules with parameters that were left as they are, with the reason.
+    """
+
+    model: nn.Module
+    layers: dict[str, RoundedLayer]
+    skipped: dict[str, str]
+
+    @property
+    def records(self) -> list[LayerRecord]:
+        """What is known of each rounded layer, in the order of execution."""
+        return [layer.record for layer in self.layers.values()]
+
+
+def quantise(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    solver: Solver | None = None,
+    settings: LayerSettings | None = None,
+    calibration: Literal["sequential", "independent"] = "sequential",
+    grams: Mapping[str, Gram] | None = None,
+    held_out: Iterable[Any] | Mapping[str, Gram] = (),
+    layers: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    run: str | Path | None = None,
+    seed: int = 0,
+    memory: float = 4 * 2**30,
+    progress: bool = False,
+) -> QuantisedNetwork:
+    """A copy of a network with every layer's weights rounded; the model itself is left untouched.
+
+    Args:
+        model: any network in eval mode that maps one input tensor to outputs.
+        loader: calibration batches: tensors, or tuples whose first element is the input.
+        solver: rounds each layer's problem; None is `Annealing()`.
+        settings: grid and bias; None is 4 bits per channel with refitted bias.
+        calibration: "sequential" rounds each layer on the inputs that the rounded layers before it
+            give, and holds the batches in memory; "independent" takes every Gram from the float
+            network and streams them.
+        grams: for independent calibration, what `collect_grams` gave for this network before; of
+            the loader only the first batch is then read.
+        held_out: batches that only judge: every record then has held-out energies. For independent
+            calibration Grams will do.
+        layers: names of the layers to round; None means all that are found and reached.
+        skip: names to leave out.
+        run: folder that keeps finished layers; the same call resumes there, to the same bits.
+        seed: everything random follows from it, layer by layer.
+        memory: bytes that sequential calibration may hold in suspended passes, about.
+        progress: show progress bars on standard error.
+
+    Raises:
+        ValueError: a layer name that is not there, settings out of range, nothing to round, or a
+            run folder of another run.
+        RefusedError: the solver refuses a layer; the message names the layer.
+    """
+    solver, settings = solver or Annealing(), settings or LayerSettings()
+    _check_calibration(calibration, grams, held_out)
+    stream = input_batches(loader)
+    first = next(stream)
+    plan = _plan(model, first, layers, skip, settings)
+    rounded = copy.deepcopy(plan.folded)
+    if settings.bias == "refit":
+        _give_biases(rounded, plan.layers)
+    batches = chain([first], stream)
+    if calibration == "independent":
+        if grams is None:
+            grams = collect_grams(plan.folded, batches, layers=plan.layers, progress=progress)
+        if not isinstance(held_out, Mapping):
+            held_out = _grams_if_any(plan, held_out)
+        own = {name: grams[name] for name in plan.layers}
+        steps = independent_steps(plan.layers, own, held_out)
+    else:
+        judges = _batches_if_any(held_out)
+        steps = sequential_steps(
+            plan.folded, rounded, plan.layers, list(batches), judges, plan.trial, memory
+        )
+    folder = None
+    if run is not None:
+        identity = dict(
+            solver=repr(solver),
+            settings=repr(settings),
+            calibration=calibration,
+            layers=list(plan.layers),
+            seed=seed,
+            data=fingerprint(plan.folded, first),
+        )
+        folder = RunFolder(run, identity)
+    work = _Work(plan.folded, rounded, solver, settings, seed, folder)
+    finished = {}
+    with torch.no_grad(), tqdm(total=len(plan.layers), desc="layers", disable=not progress) as bar:
+        for step in steps:
+            bar.set_postfix_str(step.layer.name)
+            finished[step.layer.name] = work.do(step)
+            bar.update()
+    return QuantisedNetwork(rounded, finished, plan.skipped)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The folded network, the layers to round in the order of execution, what is left and why."""
+
+    folded: nn.Module
+    layers: dict[str, Layer]
+    skipped: dict[str, str]
+    trial: Trial
+
+
+def _plan(
+    model: nn.Module,
+    batch: Tensor,
+    names: Iterable[str] | None,
+    skip: Iterable[str],
+    settings: LayerSettings,
+) -> _Plan:
+    folded, unfolded = fold_batch_norm(model, batch)
+    wanted, skipped = _choose_layers(folded, names, skip, settings)
+    trial = trial_run(folded, wanted, batch)
+    if not trial.calls:
+        raise ValueError("the network reaches none of the layers to round; there is nothing to do.")
+    unreached = {name: "the data never reach it" for name in wanted if name not in trial.calls}
+    layers = {name: wanted[name] for name in trial.calls}
+    return _Plan(folded, layers, skipped | unfolded | unreached, trial)
+
+
+def _check_calibration(calibration: str, grams: object, held_out: object) -> None:
+    if calibration not in ("sequential", "independent"):
+        raise ValueError(f"calibration is {calibration!r}; give 'sequential' or 'independent'.")
+    if calibration == "sequential" and (grams is not None or isinstance(held_out, Mapping)):
+        raise ValueError(
+            "sequential calibration collects its Grams as the network is rounded; give batches, "
+            "or choose calibration='independent' for Grams collected before."
+        )
+
+
+def _batches_if_any(loader: Iterable[Any]) -> list[Tensor]:
+    items = list(loader)
+    return list(input_batches(items)) if items else []
+
+
+def _grams_if_any(plan: _Plan, loader: Iterable[Any]) -> dict[str, Gram]:
+    batches = iter(loader)
+    first = next(batches, None)
+    if first is None:
+        return {}
+    return collect_grams(plan.folded, chain([first], batches), layers=plan.layers)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every layer's turn needs."""
+
+    model: nn.Module
+    rounded: nn.Module
+    solver: Solver
+    settings: LayerSettings
+    seed: int
+    folder: RunFolder | None
+
+    def do(self, step: Step) -> RoundedLayer:
+        """Round one layer, or take it from the run folder, and put it into the rounded network."""
+        done = self.folder.load(step.layer.name) if self.folder else None
+        if done is None:
+            done = self._round(step)
+            if self.folder:
+                self.folder.save(done)
+        _install(self.rounded, step.layer, done)
+        return done
+
+    def _round(self, step: Step) -> RoundedLayer:
+        layer, settings = step.layer, self.settings
+        gram, held = step.grams()
+        weight = layer.matrix(weight_of(self.model, layer).detach())
+        problem, grid = layer_problem(layer, weight, gram, settings)
+        began = time.perf_counter()
+        solution = _solve(self.solver, problem, layer, self.seed)
+        seconds = time.perf_counter() - began
+        nearest = problem.nearest()
+        bias = settings.bias_of(layer)
+
+        def shift_for(levels: Tensor) -> Tensor:
+            return bias_shift(weight, grid.dequantize(levels), gram, bias)
+
+        def error_held_out(levels: Tensor) -> float | None:
+            if held is None:
+                return None
+            values = grid.dequantize(levels)
+            return float(output_error(weight, values, shift_for(levels), held).sum())
+
+        bound = None if solution.lower_bound is None else float(solution.lower_bound.sum())
+        record = LayerRecord(
+            name=layer.name,
+            g=layer.g,
+            r=layer.r,
+            d=layer.d,
+            bits=settings.bits_of(layer),
+            energy=float(solution.energy.sum()),
+            energy_nearest=float(problem.energy(nearest).sum()),
+            held_out=error_held_out(solution.levels),
+            held_out_nearest=error_held_out(nearest),
+            lower_bound=bound,
+            proven_rows=int(solution.proven.sum()),
+            flips=int((solution.levels != nearest).sum()),
+            seconds=seconds,
+            solver=str(solution.stats.get("solved_by", self.solver)),
+            stats=solution.stats,
+        )
+        return RoundedLayer(
+            solution.levels, grid.scale, grid.zero_point, shift_for(solution.levels), record
+        )
+
+
+def problems(
+    model: nn.Module,
+    loader: Iterable[Any],
+    settings: LayerSettings | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[str, RoundingProblem]]:
+    """Every layer's name and rounding problem, Grams collected independently, in execution order.
+
+    Args:
+        model, loader, settings, progress: as for `quantise`.
+    """
+    settings = settings or LayerSettings()
+    stream = input_batches(loader)
+    first = next(stream)
+    plan = _plan(model, first, None, (), settings)
+    grams = collect_grams(
+        plan.folded, chain([first], stream), layers=plan.layers, progress=progress
+    )
+    for name, gram in grams.items():
+        weight = plan.layers[name].matrix(weight_of(plan.folded, plan.layers[name]).detach())
+        yield name, layer_problem(plan.layers[name], weight, gram, settings)[0]
+
+
+def _choose_layers(
+    model: nn.Module, names: Iterable[str] | None, skip: Iterable[str], settings: LayerSettings
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    inventory = find_layers(model)
+    skip, wanted = set(skip), set(inventory.layers if names is None else names)
+    if unknown := sorted((wanted | skip | set(settings.layer_bits)) - set(inventory.layers)):
+        raise ValueError(
+            f"the network has no layers {unknown} that can be rounded; "
+            f"it has {list(inventory.layers)}."
+        )
+    chosen = {n: layer for n, layer in inventory.layers.items() if n in wanted - skip}
+    if not chosen:
+        raise ValueError("there is no layer left to round; name at least one.")
+    left_out = {n: "left out by the caller" for n in inventory.layers if n not in chosen}
+    return chosen, inventory.skipped | left_out
+
+
+def _give_biases(model: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """A zero bias for every layer that has none, before any pass: refits go into it."""
+    for layer in layers.values():
+        module = model.get_submodule(layer.name)
+        if module.bias is None and not layer.aliases:
+            weight = weight_of(model, layer)
+            module.bias = nn.Parameter(weight.new_zeros(layer.g * layer.r), requires_grad=False)
+
+
+def _install(model: nn.Module, layer: Layer, done: RoundedLayer) -> None:
+    """Write a rounded layer into the network in place: suspended passes hold these parameters."""
+    weight_of(model, layer).data.copy_(layer.weight(done.weight))
+    if bool(done.bias_shift.any()):
+        bias = model.get_parameter(f"{layer.name}.bias".lstrip("."))
+        bias.data.copy_(bias.double() + done.bias_shift.flatten())
+
+
+def _solve(solver: Solver, problem: RoundingProblem, layer: Layer, seed: int) -> Solution:
+    # Layers draw different random numbers, and each the same whichever layers are rounded.
+    layer_seed = seed ^ zlib.crc32(layer.name.encode())
+    try:
+        return solver.solve(problem, seed=layer_seed)
+    except RefusedError as error:
+        raise RefusedError(f"layer {layer.name!r}: {error}") from None

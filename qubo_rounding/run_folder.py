@@ -1,0 +1,160 @@
+"""The folder of a quantisation run: what is finished stays finished, wherever the run is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qubo_rounding.atomic import atomic_path
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What is known of one rounded layer; energies are sums over rows, output^2 per position.
+
+    Args:
+        name: of the layer.
+        g, r, d: its shape.
+        bits: of its grid.
+        energy: of the levels chosen, on the calibration data.
+        energy_nearest: of nearest rounding on the same problem.
+        held_out, held_out_nearest: the same on held-out data; None without.
+        lower_bound: sum of the rows' lower bounds; None unless every row has one.
+        proven_rows: rows proven optimal.
+        flips: weights whose level differs from nearest.
+        seconds: the solver's time.
+        solver: repr of the solver (of the member that accepted, for composites).
+        stats: what the solver told.
+    """
+
+    name: str
+    g: int
+    r: int
+    d: int
+    bits: int
+    energy: float
+    energy_nearest: float
+    held_out: float | None
+    held_out_nearest: float | None
+    lower_bound: float | None
+    proven_rows: int
+    flips: int
+    seconds: float
+    solver: str
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedLayer:
+    """A rounded layer: its levels with their grid, the weight they stand for, the bias shift.
+
+    Args:
+        levels: int16 (g, r, d).
+        scale, zero_point: float64 (g, r, 1) or (g, r, d).
+        bias_shift: float64 (g, r), added to the bias.
+        record: its record.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias_shift: Tensor
+    record: LayerRecord
+
+    @property
+    def weight(self) -> Tensor:
+        """(g, r, d) float64 weights on the grid."""
+        return self.scale * (self.levels.double() - self.zero_point)
+
+
+class RunFolder:
+    """Finished layers of one run, one file each, and the settings they were made with.
+
+    Args:
+        path: the folder; made where it is missing.
+        settings: everything that decides about the result, JSON-serialisable.
+
+    Raises:
+        ValueError: the folder belongs to a run with other settings, or is no run folder.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        wanted = json.loads(json.dumps(dict(settings)))
+        file = self.path / "settings.json"
+        if file.exists():
+            _check_same(self.path, json.loads(file.read_text()), wanted)
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"{self.path} is not empty and holds no run; give a new or an empty folder."
+            )
+        (self.path / "layers").mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            self.write_json("settings.json", wanted)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file of the run in one step; returns its path."""
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+        return self.path / name
+
+    def save(self, layer: RoundedLayer) -> None:
+        """Keep a finished layer."""
+        tensors = {
+            f.name: getattr(layer, f.name).cpu().contiguous()
+            for f in fields(RoundedLayer)
+            if f.name != "record"
+        }
+        metadata = {"record": json.dumps(asdict(layer.record))}
+        with atomic_path(self._file(layer.record.name)) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    def load(self, name: str) -> RoundedLayer | None:
+        """A finished layer, or None where it is still to be done.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        path = self._file(name)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                record = LayerRecord(**json.loads(file.metadata()["record"]))
+            return RoundedLayer(**tensors, record=record)
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+    def _file(self, name: str) -> Path:
+        return self.path / "layers" / f"{name or 'model'}.safetensors"
+
+
+def fingerprint(model: nn.Module, batch: Tensor) -> str:
+    """Digest of a model's parameters and buffers and of a batch: is this the same run?"""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.state_dict().items(), ("batch", batch)]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if differing:
+        changes = "; ".join(
+            f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differing
+        )
+        raise ValueError(
+            f"{path} holds a run with other settings ({changes}). Give a new folder, or the "
+            "settings of that run to resume it."
+        )
