@@ -1,0 +1,101 @@
+"""Rounding the weights of neural networks as QUBOs: exact, by annealing, and relaxed (AdaRound).
+
+The whole flow, on a network of your own and batches of images:
+
+    import qubo_rounding as qr
+
+    model, preprocessing = qr.load_model("efficientnet_lite0")
+    images = qr.open_images("calibration/", preprocessing, limit=256)
+
+    problems = dict(qr.problems(model, images))              # one RoundingProblem a layer
+    problem = problems["_conv_stem"]
+    nearest = qr.Nearest().solve(problem)
+    better = qr.Annealing(sweeps=1000).solve(problem, seed=0)
+    print(better.energy.sum() / nearest.energy.sum())        # how far nearest falls short
+
+    rounded = qr.quantise(model, images, solver=qr.Annealing())
+    logits, float_logits = qr.predict(rounded.model, images), qr.predict(model, images)
+    print(qr.evaluate(logits, images.labels, float_logits))
+"""
+
+from qubo_rounding.batch_norm import fold_batch_norm
+from qubo_rounding.compare import compare
+from qubo_rounding.evaluation import Evaluation, evaluate, predict
+from qubo_rounding.grid import Grid, MinMax, OutputMSE, WeightMSE, fit_grid
+from qubo_rounding.imagenet import open_images
+from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layers import Layer, find_layers
+from qubo_rounding.local_loss import bias_shift, local_problem, output_error
+from qubo_rounding.models import Preprocessing, load_model
+from qubo_rounding.network import QuantisedNetwork, problems, quantise
+from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.solvers import (
+    SOLVERS,
+    AdaRound,
+    Annealing,
+    BestOf,
+    Descent,
+    DimodSampler,
+    Enumeration,
+    FirstThatAccepts,
+    Given,
+    Gptq,
+    Nearest,
+    RefusedError,
+    Solver,
+    Stochastic,
+    make_solver,
+)
+from qubo_rounding.statistics import Gram, collect_grams, load_grams, save_grams
+from qubo_rounding.watch import watching
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SOLVERS",
+    "AdaRound",
+    "Annealing",
+    "BestOf",
+    "Descent",
+    "DimodSampler",
+    "Enumeration",
+    "Evaluation",
+    "FirstThatAccepts",
+    "Given",
+    "Gptq",
+    "Gram",
+    "Grid",
+    "Layer",
+    "LayerSettings",
+    "MinMax",
+    "Nearest",
+    "OutputMSE",
+    "Preprocessing",
+    "ProblemError",
+    "QuantisedNetwork",
+    "RefusedError",
+    "RoundingProblem",
+    "Solution",
+    "Solver",
+    "Stochastic",
+    "WeightMSE",
+    "bias_shift",
+    "collect_grams",
+    "compare",
+    "evaluate",
+    "find_layers",
+    "fit_grid",
+    "fold_batch_norm",
+    "layer_problem",
+    "load_grams",
+    "load_model",
+    "local_problem",
+    "make_solver",
+    "open_images",
+    "output_error",
+    "predict",
+    "problems",
+    "quantise",
+    "save_grams",
+    "watching",
+]
