@@ -9,20 +9,70 @@ and all passes move through the network in lockstep. The network is walked once,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from operator import add
+from typing import Any
 
 from torch import Tensor, nn
 
+from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layers import Layer
-from qubo_rounding.passes import LayerCall, Pass
+from qubo_rounding.passes import LayerCall, Pass, input_batches
 from qubo_rounding.statistics import Gram, collect_grams, gram_of
+
+Grams = Mapping[str, Gram]
 
 # What a suspended pass holds beside the layer's input: a residual branch, as a rule.
 _HELD_PER_INPUT = 1.5
+
+
+class Data:
+    """What a network is calibrated on, or judged by: batches, or Grams collected before.
+
+    Args:
+        source: batches, possibly none; or Grams by layer.
+    """
+
+    def __init__(self, source: Iterable[Any] | Mapping[str, Gram]) -> None:
+        self._source = source
+        self.fingerprint = Fingerprint()  # of what has been taken so far
+
+    def batches(self) -> Iterator[Tensor]:
+        """The model's inputs, batch by batch."""
+        items = iter(self._source)
+        for first in items:  # without a first one there is nothing for input_batches to refuse
+            yield from self.fingerprint.passing(input_batches(chain([first], items)))
+
+    def grams(self, model: nn.Module, layers: Mapping[str, Layer], progress: bool) -> Grams:
+        """The Gram of every layer, in the order of the layers; empty without any data.
+
+        Raises:
+            ValueError: the Grams given lack a layer, or one is of another shape.
+        """
+        if isinstance(self._source, Mapping):
+            return self._given(self._source, layers)
+        batches = self.batches()
+        first = next(batches, None)
+        if first is None:
+            return {}
+        grams = collect_grams(model, chain([first], batches), layers=layers, progress=progress)
+        return {name: grams[name] for name in layers}
+
+    def _given(self, grams: Grams, layers: Mapping[str, Layer]) -> Grams:
+        for name, layer in layers.items():
+            gram = grams.get(name)
+            if gram is None or gram.total.shape != (layer.g, layer.d):
+                raise ValueError(
+                    f"the Grams given hold none of shape {(layer.g, layer.d, layer.d)} for layer "
+                    f"{name!r}; collect them from this network."
+                )
+            for tensor in gram.tensors().values():
+                self.fingerprint.add(tensor)
+        return {name: grams[name] for name in layers}
 
 
 @dataclass(frozen=True)
@@ -39,7 +89,7 @@ class Step:
 
 
 def independent_steps(
-    layers: Mapping[str, Layer], grams: Mapping[str, Gram], held_out: Mapping[str, Gram]
+    layers: Mapping[str, Layer], grams: Grams, held_out: Grams
 ) -> Iterator[Step]:
     """Steps in the order of the Grams, which were all collected from the float network."""
     for name in grams:
@@ -158,7 +208,7 @@ def _of_suspended(
         yield pair.gram()
     for batch in batches[len(pairs) :]:
         with _Pair(model, rounded, {layer.name: layer}, batch) as pair:
-            pair.advance()
+            _common_layer([layer.name, pair.advance()])
             yield pair.gram()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -135,12 +134,11 @@ def solve(
     with watching(time_limit=time_limit, progress=not as_json):
         solution, seconds = run_solver(posed, chosen, seed=seed)
     solution.save(output)
-    bound = None if solution.lower_bound is None else float(solution.lower_bound.sum())
     result = {
         "solver": solver,
         "energy": float(solution.energy.sum()),
         "energy_nearest": float(posed.energy(posed.nearest()).sum()),
-        "lower_bound": bound if bound is not None and math.isfinite(bound) else None,
+        "lower_bound": solution.total_bound,
         "rows": posed.g * posed.r,
         "proven_rows": int(solution.proven.sum()),
         "seconds": seconds,
@@ -240,7 +238,7 @@ def quantize(
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
         save_file(state, temporary)
-    summary: dict[str, Any] = dict(float_top1=None, top1=None, agreement=None, kl=None)
+    summary: dict[str, Any] = dict.fromkeys(("float_top1", "top1", "top5", "agreement", "kl"))
     if judges is not None:
         float_logits = predict(network, judges, progress=True)
         judged = evaluate(predict(result.model, judges, progress=True), judges.labels, float_logits)

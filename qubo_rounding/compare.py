@@ -132,7 +132,7 @@ def compare(
         ValueError: two problems of one name.
     """
     pairs: Iterable[Any] = problems.items() if isinstance(problems, Mapping) else problems
-    origin = _provenance()
+    origin = provenance()
     records: dict[str, list[Record]] = {}
     with watching(progress=progress):
         for name, problem in tqdm(pairs, desc="problems", disable=not progress):
@@ -270,7 +270,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """What ran and where: versions, commit, machine, threads; by the names of `Record`."""
     return {
         "package_version": qubo_rounding.__version__,
         "torch_version": torch.__version__,

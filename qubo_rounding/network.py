@@ -17,18 +17,20 @@ from tqdm import tqdm
 
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.calibration import (
+    Data,
     Step,
     Trial,
     independent_steps,
     sequential_steps,
     trial_run,
 )
+from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.local_loss import bias_shift, output_error
-from qubo_rounding.passes import input_batches
+from qubo_rounding.passes import check_eval_mode, input_batches
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, fingerprint
+from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder
 from qubo_rounding.solvers import Annealing, RefusedError, Solver
 from qubo_rounding.statistics import Gram, collect_grams
 
@@ -103,18 +105,15 @@ def quantise(
     rounded = copy.deepcopy(plan.folded)
     if settings.bias == "refit":
         _give_biases(rounded, plan.layers)
-    batches = chain([first], stream)
+    data = Data(chain([first], stream) if grams is None else grams)
+    judges = Data(held_out)
     if calibration == "independent":
-        if grams is None:
-            grams = collect_grams(plan.folded, batches, layers=plan.layers, progress=progress)
-        if not isinstance(held_out, Mapping):
-            held_out = _grams_if_any(plan, held_out)
-        own = {name: grams[name] for name in plan.layers}
-        steps = independent_steps(plan.layers, own, held_out)
+        every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
+        steps = independent_steps(plan.layers, *every)
     else:
-        judges = _batches_if_any(held_out)
+        every = [list(d.batches()) for d in (data, judges)]
         steps = sequential_steps(
-            plan.folded, rounded, plan.layers, list(batches), judges, plan.trial, memory
+            plan.folded, rounded, plan.layers, *every, trial=plan.trial, memory=memory
         )
     folder = None
     if run is not None:
@@ -124,7 +123,9 @@ def quantise(
             calibration=calibration,
             layers=list(plan.layers),
             seed=seed,
-            data=fingerprint(plan.folded, first),
+            model=str(Fingerprint(plan.folded.state_dict().values())),
+            data=str(data.fingerprint),
+            held_out=str(judges.fingerprint),
         )
         folder = RunFolder(run, identity)
     work = _Work(plan.folded, rounded, solver, settings, seed, folder)
@@ -154,12 +155,13 @@ def _plan(
     skip: Iterable[str],
     settings: LayerSettings,
 ) -> _Plan:
+    check_eval_mode(model)
     folded, unfolded = fold_batch_norm(model, batch)
     wanted, skipped = _choose_layers(folded, names, skip, settings)
     trial = trial_run(folded, wanted, batch)
     if not trial.calls:
         raise ValueError("the network reaches none of the layers to round; there is nothing to do.")
-    unreached = {name: "the data never reach it" for name in wanted if name not in trial.calls}
+    unreached = {name: "the first batch does not reach it" for name in wanted if name not in trial.calls}
     layers = {name: wanted[name] for name in trial.calls}
     return _Plan(folded, layers, skipped | unfolded | unreached, trial)
 
@@ -172,19 +174,6 @@ def _check_calibration(calibration: str, grams: object, held_out: object) -> Non
             "sequential calibration collects its Grams as the network is rounded; give batches, "
             "or choose calibration='independent' for Grams collected before."
         )
-
-
-def _batches_if_any(loader: Iterable[Any]) -> list[Tensor]:
-    items = list(loader)
-    return list(input_batches(items)) if items else []
-
-
-def _grams_if_any(plan: _Plan, loader: Iterable[Any]) -> dict[str, Gram]:
-    batches = iter(loader)
-    first = next(batches, None)
-    if first is None:
-        return {}
-    return collect_grams(plan.folded, chain([first], batches), layers=plan.layers)
 
 
 @dataclass(frozen=True)
@@ -228,7 +217,6 @@ class _Work:
             values = grid.dequantize(levels)
             return float(output_error(weight, values, shift_for(levels), held).sum())
 
-        bound = None if solution.lower_bound is None else float(solution.lower_bound.sum())
         record = LayerRecord(
             name=layer.name,
             g=layer.g,
@@ -239,7 +227,7 @@ class _Work:
             energy_nearest=float(problem.energy(nearest).sum()),
             held_out=error_held_out(solution.levels),
             held_out_nearest=error_held_out(nearest),
-            lower_bound=bound,
+            lower_bound=solution.total_bound,
             proven_rows=int(solution.proven.sum()),
             flips=int((solution.levels != nearest).sum()),
             seconds=seconds,

@@ -368,6 +368,13 @@ class Solution:
         return (self.energy - self.lower_bound).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     @property
+    def total_bound(self) -> float | None:
+        """Sum of the rows' lower bounds; None unless every row has one."""
+        if self.lower_bound is None or not bool(self.lower_bound.isfinite().all()):
+            return None
+        return float(self.lower_bound.sum())
+
+    @property
     def proven(self) -> Tensor:
         """(g, r) bool: is the lower bound within 1e-9 relative of the energy?"""
         return self.gap <= PROVEN_TOLERANCE * self.energy.abs()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
 
@@ -93,13 +91,11 @@ class RunFolder:
         file = self.path / "settings.json"
         if file.exists():
             _check_same(self.path, json.loads(file.read_text()), wanted)
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and not all(p.name.startswith(".") for p in self.path.iterdir()):
+            # Hidden files do not count: a run killed early may have left a temporary one.
             raise ValueError(
                 f"{self.path} is not empty and holds no run; give a new or an empty folder."
             )
-        (self.path / "layers").mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            self.write_json("settings.json", wanted)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file of the run in one step; returns its path."""
@@ -137,15 +133,6 @@ class RunFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / "layers" / f"{name or 'model'}.safetensors"
-
-
-def fingerprint(model: nn.Module, batch: Tensor) -> str:
-    """Digest of a model's parameters and buffers and of a batch: is this the same run?"""
-    digest = hashlib.sha256()
-    for name, tensor in [*model.state_dict().items(), ("batch", batch)]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

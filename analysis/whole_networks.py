@@ -1,0 +1,89 @@
+"""Whole networks at 4 bits: every solver, sequential and independent, bias kept and refitted.
+
+    python -m analysis.whole_networks            # about 80 minutes on 2 cores; resumes
+
+Needs the evaluation kit (see README.md in this folder). Writes results/whole_networks.csv, one row
+a run, and the table results/whole_networks.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from analysis.kit_networks import kit_folder
+from analysis.rows import RESULTS, append_row, read_rows
+from qubo_rounding import (
+    LayerSettings,
+    collect_grams,
+    evaluate,
+    load_model,
+    make_solver,
+    open_images,
+    predict,
+    quantise,
+)
+from qubo_rounding.report import markdown_table
+
+PATH = RESULTS / "whole_networks.csv"
+NETWORKS = {
+    "efficientnet_lite0": "efficientnet_lite0",
+    "mobilenet_v2": f"{Path(__file__).parent / 'kit_networks.py'}:mobilenet_v2",
+}
+SOLVERS = [
+    "nearest",
+    "gptq",
+    "descent",
+    "annealing:reads=1",
+    "adaround:iterations=1000",
+    "stochastic",
+]
+CALIBRATION_IMAGES = 256
+KEYS = ("network", "calibration", "bias", "solver")
+
+
+def measure() -> None:
+    """Run what is not in the CSV yet, and append it row by row."""
+    done = {tuple(row[key] for key in KEYS) for row in read_rows(PATH)}
+    for network, spec in NETWORKS.items():
+        model, preprocessing = load_model(spec)
+        images = kit_folder() / "images"
+        calibration = open_images(images / "calibration", preprocessing, limit=CALIBRATION_IMAGES)
+        validation = open_images(images / "validation", preprocessing)
+        labels, validation = validation.labels, list(validation)  # decoded once for all runs
+        calibration = list(calibration)
+        float_logits = predict(model, validation)
+        grams = collect_grams(model, calibration, progress=True)
+        modes = itertools.product(("independent", "sequential"), ("refit", "keep"), SOLVERS)
+        for mode, bias, solver in modes:
+            if (network, mode, bias, solver) in done:
+                continue
+            result = quantise(
+                model,
+                calibration,
+                solver=make_solver(solver),
+                settings=LayerSettings(bias=bias),
+                calibration=mode,
+                grams=grams if mode == "independent" else None,
+                progress=True,
+            )
+            logits = predict(result.model, validation)
+            judged = evaluate(logits, labels, float_logits)
+            row = dict(network=network, calibration=mode, bias=bias, solver=solver)
+            row |= dict(top1=judged.top1, agreement=judged.agreement, kl=judged.kl)
+            row |= dict(float_top1=evaluate(float_logits, labels).top1)
+            row |= dict(solver_seconds=sum(r.seconds for r in result.records))
+            append_row(PATH, row)
+            print(row, flush=True)
+
+
+def render() -> None:
+    """Write the table in Markdown."""
+    numbers = ("float_top1", "top1", "agreement", "kl", "solver_seconds")
+    rows = [{**row, **{key: float(row[key]) for key in numbers}} for row in read_rows(PATH)]
+    (RESULTS / "whole_networks.md").write_text(markdown_table(rows) + "\n")
+
+
+if __name__ == "__main__":
+    measure()
+    render()
