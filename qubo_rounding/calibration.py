@@ -9,7 +9,7 @@ and all passes move through the network in lockstep. The network is walked once,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
@@ -90,7 +90,7 @@ class Step:
 
 def independent_steps(
     layers: Mapping[str, Layer], grams: Grams, held_out: Grams
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Steps in the order of the Grams, which were all collected from the float network."""
     for name in grams:
         yield Step(layers[name], lambda name=name: (grams[name], held_out.get(name)))
@@ -104,7 +104,7 @@ def sequential_steps(
     held_out: Sequence[Tensor],
     trial: Trial,
     memory: float,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Steps in the order of execution; Grams are paired, of the float and the rounded network.
 
     Batches beyond the memory budget are not kept suspended: they run anew from the start for every
@@ -126,7 +126,7 @@ def sequential_steps(
     seen: set[str] = set()
     with ExitStack() as stack:
         pairs = [stack.enter_context(_Pair(model, rounded, layers, b)) for b in batches[:kept]]
-        while name := _common_layer([pair.advance() for pair in pairs]):
+        while (name := _common_layer([pair.advance() for pair in pairs])) is not None:
             if name in seen:  # a later call of a layer that is rounded already
                 continue
             seen.add(name)
@@ -222,7 +222,7 @@ def _of_full_passes(
 
 def _common_layer(names: Sequence[str | None]) -> str | None:
     if len(set(names)) > 1:
-        places = ", ".join(sorted({repr(name) if name else "the end" for name in names}))
+        places = ", ".join(sorted({"the end" if name is None else repr(name) for name in names}))
         raise ValueError(
             f"batches of one network stand before different layers at the same time ({places}): "
             "its control flow depends on the data. Use independent calibration."

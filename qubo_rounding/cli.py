@@ -130,6 +130,7 @@ def solve(
 
     Example: qubo-rounding solve problems/000-_conv_stem.npz --solver annealing -o stem.npz
     """
+    _check_folder_of(output)
     posed, chosen = RoundingProblem.load(problem), make_solver(solver)
     with watching(time_limit=time_limit, progress=not as_json):
         solution, seconds = run_solver(posed, chosen, seed=seed)
@@ -160,6 +161,8 @@ def compare(
 
     Example: qubo-rounding compare problems/*.npz --solvers nearest,gptq,annealing:sweeps=500
     """
+    if output:
+        _check_folder_of(output)
     chosen = {text: make_solver(text) for text in split_solvers(solvers)}
     posed = ((path.stem, RoundingProblem.load(path)) for path in problem)
     records = compare_solvers(posed, chosen, seed=seed, progress=True)
@@ -256,6 +259,12 @@ def quantize(
     scores = {key: summary[key] for key in ("float_top1", "top1", "agreement", "kl", "seconds")}
     typer.echo(markdown_table(rows) + "\n\n" + markdown_table([scores]))
     typer.echo(f"\n{output / 'summary.json'}\n{output / 'model.safetensors'}")
+
+
+def _check_folder_of(file: Path) -> None:
+    """Told before the work that could not be kept after it."""
+    if not file.parent.is_dir():
+        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}; make it.")
 
 
 def _layer_bits(text: str) -> tuple[str, int]:

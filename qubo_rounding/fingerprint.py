@@ -21,7 +21,7 @@ class Fingerprint:
         """See one more tensor."""
         self._digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
-        self._digest.update(flat.view(torch.uint8).numpy())
+        self._digest.update(flat.view(torch.uint8).numpy().data)
 
     def passing(self, tensors: Iterable[Tensor]) -> Iterator[Tensor]:
         """The same tensors, each seen as it passes."""

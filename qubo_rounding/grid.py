@@ -174,9 +174,12 @@ def _diagonal_blocks(gram: Tensor, width: int) -> Tensor:
     return tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _check_request(
-    weight: Tensor, bits: int, granularity: Granularity, gram: Tensor | None
-) -> None:
+def check_fineness(bits: int, granularity: Granularity) -> None:
+    """Nothing, for bits and a granularity that a grid can have.
+
+    Raises:
+        ValueError: bits are not 2 to 8, or the granularity is none of the three kinds.
+    """
     if type(bits) is not int or not 2 <= bits <= 8:
         raise ValueError(f"bits is {bits!r}; a grid has a whole number of bits from 2 to 8.")
     columns = type(granularity) is int and granularity >= 1
@@ -185,6 +188,12 @@ def _check_request(
             f"granularity is {granularity!r}; it must be 'channel', 'tensor' or a positive "
             "number of columns per group."
         )
+
+
+def _check_request(
+    weight: Tensor, bits: int, granularity: Granularity, gram: Tensor | None
+) -> None:
+    check_fineness(bits, granularity)
     if weight.ndim != 3 or weight.numel() == 0 or not weight.is_floating_point():
         raise ValueError(
             f"The weight is {weight.dtype} of shape {tuple(weight.shape)}; it must be a "

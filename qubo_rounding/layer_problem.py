@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from qubo_rounding.grid import Granularity, Grid, RangeRule, WeightMSE, fit_grid
+from qubo_rounding.grid import (
+    Granularity,
+    Grid,
+    RangeRule,
+    WeightMSE,
+    check_fineness,
+    fit_grid,
+)
 from qubo_rounding.layers import Layer
 from qubo_rounding.local_loss import BiasMode, Candidates, local_problem
 from qubo_rounding.problem import RoundingProblem
@@ -26,6 +33,9 @@ class LayerSettings:
         range_rule: how wide the grid is.
         candidates: "up_down" (the paper's) or "free".
         bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
+
+    Raises:
+        ValueError: bits or granularity outside what is allowed.
     """
 
     bits: int = 4
@@ -35,6 +45,10 @@ class LayerSettings:
     range_rule: RangeRule = field(default_factory=WeightMSE)
     candidates: Candidates = "up_down"
     bias: BiasMode = "refit"
+
+    def __post_init__(self) -> None:
+        for bits in (self.bits, *self.layer_bits.values()):
+            check_fineness(bits, self.granularity)
 
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""

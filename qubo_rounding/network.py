@@ -6,6 +6,7 @@ import copy
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -130,7 +131,8 @@ def quantise(
         folder = RunFolder(run, identity)
     work = _Work(plan.folded, rounded, solver, settings, seed, folder)
     finished = {}
-    with torch.no_grad(), tqdm(total=len(plan.layers), desc="layers", disable=not progress) as bar:
+    bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
+    with torch.no_grad(), bar, closing(steps):  # a refused layer must not leave passes suspended
         for step in steps:
             bar.set_postfix_str(step.layer.name)
             finished[step.layer.name] = work.do(step)
@@ -161,7 +163,8 @@ def _plan(
     trial = trial_run(folded, wanted, batch)
     if not trial.calls:
         raise ValueError("the network reaches none of the layers to round; there is nothing to do.")
-    unreached = {name: "the first batch does not reach it" for name in wanted if name not in trial.calls}
+    missed = [name for name in wanted if name not in trial.calls]
+    unreached = dict.fromkeys(missed, "the first batch does not reach it")
     layers = {name: wanted[name] for name in trial.calls}
     return _Plan(folded, layers, skipped | unfolded | unreached, trial)
 

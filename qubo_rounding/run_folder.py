@@ -77,6 +77,8 @@ class RoundedLayer:
 class RunFolder:
     """Finished layers of one run, one file each, and the settings they were made with.
 
+    The first layer kept binds the folder to its settings: a run that fails before leaves nothing.
+
     Args:
         path: the folder; made where it is missing.
         settings: everything that decides about the result, JSON-serialisable.
@@ -87,15 +89,16 @@ class RunFolder:
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        wanted = json.loads(json.dumps(dict(settings)))
-        file = self.path / "settings.json"
-        if file.exists():
-            _check_same(self.path, json.loads(file.read_text()), wanted)
+        self._settings = json.loads(json.dumps(dict(settings)))
+        self._settings_file = self.path / "settings.json"
+        if self._settings_file.exists():
+            _check_same(self.path, _read_settings(self._settings_file), self._settings)
         elif self.path.exists() and not all(p.name.startswith(".") for p in self.path.iterdir()):
             # Hidden files do not count: a run killed early may have left a temporary one.
             raise ValueError(
                 f"{self.path} is not empty and holds no run; give a new or an empty folder."
             )
+        self.path.mkdir(parents=True, exist_ok=True)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file of the run in one step; returns its path."""
@@ -105,6 +108,9 @@ class RunFolder:
 
     def save(self, layer: RoundedLayer) -> None:
         """Keep a finished layer."""
+        if not self._settings_file.exists():
+            self.write_json(self._settings_file.name, self._settings)
+        (self.path / "layers").mkdir(exist_ok=True)
         tensors = {
             f.name: getattr(layer, f.name).cpu().contiguous()
             for f in fields(RoundedLayer)
@@ -128,11 +134,21 @@ class RunFolder:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 record = LayerRecord(**json.loads(file.metadata()["record"]))
             return RoundedLayer(**tensors, record=record)
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
 
     def _file(self, name: str) -> Path:
         return self.path / "layers" / f"{name or 'model'}.safetensors"
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} is no settings file of a run; give a new or an empty folder.")
+    return settings
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

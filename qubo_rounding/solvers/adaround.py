@@ -20,6 +20,7 @@ from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
 
 _ADAM_MEAN, _ADAM_SQUARE, _ADAM_EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults, as in the paper
+_NEGLIGIBLE = 1e-30  # beside any gradient, and far above the denormals of float32
 _SETTLED = 1e-3  # a bit is settled when h(V) is this close to 0 or 1
 
 
@@ -135,9 +136,12 @@ def _adam_step(
     v: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, lr: float, iteration: int
 ) -> None:
     """One step of Adam in place (Kingma, Ba 2015, arXiv 1412.6980, algorithm 1)."""
-    mean.lerp_(gradient, 1 - _ADAM_MEAN)
+    # Settled weights have gradient 0 and their mean would decay into denormals, which are slow.
+    mean.lerp_(gradient.add_(_NEGLIGIBLE), 1 - _ADAM_MEAN)
     square.mul_(_ADAM_SQUARE).addcmul_(gradient, gradient, value=1 - _ADAM_SQUARE)
     mean_correction = 1 - _ADAM_MEAN ** (iteration + 1)
     square_correction = 1 - _ADAM_SQUARE ** (iteration + 1)
-    denominator = square.sqrt().div_(math.sqrt(square_correction)).add_(_ADAM_EPSILON)
-    v.addcdiv_(mean, denominator, value=-lr / mean_correction)
+    # sqrt(square / correction) + epsilon, its common factor moved into the step: one pass less
+    root = math.sqrt(square_correction)
+    denominator = square.sqrt().add_(_ADAM_EPSILON * root)
+    v.addcdiv_(mean, denominator, value=-lr * root / mean_correction)
