@@ -33,8 +33,8 @@ class InputSums:
 
     def __init__(self, layer: Layer, *, paired: bool, device: torch.device) -> None:
         self._layer = layer
-        squares = ("second", "second_q", "cross") if paired else ("second",)
-        vectors = ("total", "total_q") if paired else ("total",)
+        squares = ("second_change", "second_q", "change_q") if paired else ("second",)
+        vectors = ("total_change", "total_q") if paired else ("total",)
         shape = (layer.g, layer.d)
         self._sums = {
             name: torch.zeros(
@@ -58,9 +58,11 @@ class InputSums:
             tiling_q = best_tiling(patches_of(call_q))
             _check_alike(call, call_q)
             for x, x_q in zip(_chunks(tiling), _chunks(tiling_q), strict=True):
-                self._add_own(tiling, x, "")
+                # Energies hang on what changed, however little: its sums are taken by themselves.
+                change = x_q - x
+                self._add_own(tiling, change, "_change")
                 self._add_own(tiling_q, x_q, "_q")
-                self._sums["cross"] += tiling.fold(x @ x_q.mT, sides=2)
+                self._sums["change_q"] += tiling.fold(change @ x_q.mT, sides=2)
         self.count += tiling.patches.count
 
     def is_finite(self) -> bool:
@@ -73,9 +75,19 @@ class InputSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by the field names of Gram, symmetric ones exactly so."""
-        return {
+        sums = {
             name: _mirrored(sums) if name.startswith("second") else sums.clone()
             for name, sums in self._sums.items()
+        }
+        if "change_q" not in sums:
+            return sums
+        second_q, total_q, change_q = (sums[name] for name in ("second_q", "total_q", "change_q"))
+        return {
+            "second": second_q - (change_q + change_q.mT) + sums["second_change"],
+            "total": total_q - sums["total_change"],
+            "second_q": second_q,
+            "cross": second_q - change_q,
+            "total_q": total_q,
         }
 
     def _add_own(self, tiling: Tiling, x: Tensor, suffix: str) -> None:

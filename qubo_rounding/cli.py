@@ -18,6 +18,7 @@ from qubo_rounding.compare import compare as compare_solvers
 from qubo_rounding.compare import run_solver, write_records
 from qubo_rounding.demo import run_demo
 from qubo_rounding.evaluation import evaluate, predict
+from qubo_rounding.exchange_file import check_npz_path
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.models import load_model
@@ -130,7 +131,7 @@ def solve(
 
     Example: qubo-rounding solve problems/000-_conv_stem.npz --solver annealing -o stem.npz
     """
-    _check_folder_of(output)
+    check_npz_path(output)  # before the work that could not be kept after it
     posed, chosen = RoundingProblem.load(problem), make_solver(solver)
     with watching(time_limit=time_limit, progress=not as_json):
         solution, seconds = run_solver(posed, chosen, seed=seed)
@@ -161,8 +162,8 @@ def compare(
 
     Example: qubo-rounding compare problems/*.npz --solvers nearest,gptq,annealing:sweeps=500
     """
-    if output:
-        _check_folder_of(output)
+    if output and not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
     chosen = {text: make_solver(text) for text in split_solvers(solvers)}
     posed = ((path.stem, RoundingProblem.load(path)) for path in problem)
     records = compare_solvers(posed, chosen, seed=seed, progress=True)
@@ -259,12 +260,6 @@ def quantize(
     scores = {key: summary[key] for key in ("float_top1", "top1", "agreement", "kl", "seconds")}
     typer.echo(markdown_table(rows) + "\n\n" + markdown_table([scores]))
     typer.echo(f"\n{output / 'summary.json'}\n{output / 'model.safetensors'}")
-
-
-def _check_folder_of(file: Path) -> None:
-    """Told before the work that could not be kept after it."""
-    if not file.parent.is_dir():
-        raise ValueError(f"{file} cannot be written: there is no folder {file.parent}; make it.")
 
 
 def _layer_bits(text: str) -> tuple[str, int]:

@@ -20,10 +20,21 @@ class ProblemError(ValueError):
     """A rounding problem, solution or exchange file that does not fit its definition."""
 
 
-def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays to an `.npz` file in one step."""
+def check_npz_path(path: str | Path) -> None:
+    """Nothing, for a path that an exchange file can be written to.
+
+    Raises:
+        ProblemError: it does not end in .npz, or its folder is not there.
+    """
     if Path(path).suffix != ".npz":
         raise ProblemError(f"{path}: exchange files end in .npz.")
+    if not Path(path).parent.is_dir():
+        raise ProblemError(f"{path}: there is no folder {Path(path).parent}; make it first.")
+
+
+def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays to an `.npz` file in one step."""
+    check_npz_path(path)
     with atomic_path(path) as temporary:
         np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
 

@@ -503,3 +503,13 @@ def test_a_text_that_makes_no_solver_is_explained(text: str, message: str) -> No
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_name_of_the_table_makes_a_solver(name: str) -> None:
     assert isinstance(make_solver(name), Solver)
+
+
+def test_rows_that_nothing_flows_into_reach_no_sampler() -> None:
+    problem = random_problem(2, 2, 5, seed=3)
+    gram = problem.gram.clone()
+    gram[1] = 0
+    dead = replace(problem, gram=gram)
+    solution = make_solver("dwave_annealing:reads=1,sweeps=20").solve(dead)  # would warn
+    assert torch.equal(solution.levels[1], dead.nearest()[1])
+    assert not solution.energy[1].any()

@@ -4,7 +4,7 @@
 
 The problems are those that analysis.problem_files wrote (4 bits per channel, 256 calibration
 images, bias refit). AdaRound runs 10,000 iterations at lr 1e-3 and at 1e-2; the better energy
-counts, and the time of that one run. Of layers with more rows the first 256 are taken: rows do not
+counts, and the time of that one run. Of layers with more rows the first 128 are taken: rows do not
 see each other. Writes results/annealing_against_adaround.csv and .md.
 """
 
@@ -19,7 +19,7 @@ from qubo_rounding.compare import run_solver
 from qubo_rounding.report import markdown_table, write_table
 
 RATES = (1e-2, 1e-3)
-MAX_ROWS = 256
+MAX_ROWS = 128
 
 
 def measure() -> list[dict[str, Any]]:

@@ -64,7 +64,8 @@ class DimodSampler(Solver):
         done = 0
         for group, row in watched(rows, "dimod"):
             bqm = to_bqm(problem, group, row)
-            if bqm.num_variables:
+            # A row that nothing flows into leaves nothing to decide; samplers warn of it.
+            if any(bqm.linear.values()) or any(bqm.quadratic.values()):
                 samples = self.sampler.sample(bqm, **self._parameters(int(keys[group, row])))
                 lowest = dict(samples.first[0])
                 levels[group, row] = levels_from_sample(problem, lowest, group, row)
