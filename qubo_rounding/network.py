@@ -16,20 +16,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qubo_rounding.batch_norm import fold_batch_norm
-from qubo_rounding.calibration import (
-    Data,
-    Step,
-    Trial,
-    independent_steps,
-    sequential_steps,
-    trial_run,
-)
+from qubo_rounding.calibration import Data, Step, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import Layer, find_layers, weight_of
+from qubo_rounding.layers import Layer, weight_of
 from qubo_rounding.local_loss import bias_shift, output_error
-from qubo_rounding.passes import check_eval_mode, input_batches
+from qubo_rounding.passes import input_batches
+from qubo_rounding.plan import plan_rounding
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder
 from qubo_rounding.solvers import Annealing, RefusedError, Solver
@@ -102,7 +95,7 @@ def quantise(
     _check_calibration(calibration, grams, held_out)
     stream = input_batches(loader)
     first = next(stream)
-    plan = _plan(model, first, layers, skip, settings)
+    plan = plan_rounding(model, first, layers, skip, settings)
     rounded = copy.deepcopy(plan.folded)
     if settings.bias == "refit":
         _give_biases(rounded, plan.layers)
@@ -116,19 +109,11 @@ def quantise(
         steps = sequential_steps(
             plan.folded, rounded, plan.layers, *every, trial=plan.trial, memory=memory
         )
-    folder = None
-    if run is not None:
-        identity = dict(
-            solver=repr(solver),
-            settings=repr(settings),
-            calibration=calibration,
-            layers=list(plan.layers),
-            seed=seed,
-            model=str(Fingerprint(plan.folded.state_dict().values())),
-            data=str(data.fingerprint),
-            held_out=str(judges.fingerprint),
-        )
-        folder = RunFolder(run, identity)
+    identity = dict(solver=repr(solver), settings=repr(settings), calibration=calibration)
+    identity |= dict(layers=list(plan.layers), seed=seed)
+    identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
+    identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
+    folder = None if run is None else RunFolder(run, identity)
     work = _Work(plan.folded, rounded, solver, settings, seed, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
@@ -138,35 +123,6 @@ def quantise(
             finished[step.layer.name] = work.do(step)
             bar.update()
     return QuantisedNetwork(rounded, finished, plan.skipped)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The folded network, the layers to round in the order of execution, what is left and why."""
-
-    folded: nn.Module
-    layers: dict[str, Layer]
-    skipped: dict[str, str]
-    trial: Trial
-
-
-def _plan(
-    model: nn.Module,
-    batch: Tensor,
-    names: Iterable[str] | None,
-    skip: Iterable[str],
-    settings: LayerSettings,
-) -> _Plan:
-    check_eval_mode(model)
-    folded, unfolded = fold_batch_norm(model, batch)
-    wanted, skipped = _choose_layers(folded, names, skip, settings)
-    trial = trial_run(folded, wanted, batch)
-    if not trial.calls:
-        raise ValueError("the network reaches none of the layers to round; there is nothing to do.")
-    missed = [name for name in wanted if name not in trial.calls]
-    unreached = dict.fromkeys(missed, "the first batch does not reach it")
-    layers = {name: wanted[name] for name in trial.calls}
-    return _Plan(folded, layers, skipped | unfolded | unreached, trial)
 
 
 def _check_calibration(calibration: str, grams: object, held_out: object) -> None:
@@ -256,30 +212,13 @@ def problems(
     settings = settings or LayerSettings()
     stream = input_batches(loader)
     first = next(stream)
-    plan = _plan(model, first, None, (), settings)
+    plan = plan_rounding(model, first, None, (), settings)
     grams = collect_grams(
         plan.folded, chain([first], stream), layers=plan.layers, progress=progress
     )
     for name, gram in grams.items():
         weight = plan.layers[name].matrix(weight_of(plan.folded, plan.layers[name]).detach())
         yield name, layer_problem(plan.layers[name], weight, gram, settings)[0]
-
-
-def _choose_layers(
-    model: nn.Module, names: Iterable[str] | None, skip: Iterable[str], settings: LayerSettings
-) -> tuple[dict[str, Layer], dict[str, str]]:
-    inventory = find_layers(model)
-    skip, wanted = set(skip), set(inventory.layers if names is None else names)
-    if unknown := sorted((wanted | skip | set(settings.layer_bits)) - set(inventory.layers)):
-        raise ValueError(
-            f"the network has no layers {unknown} that can be rounded; "
-            f"it has {list(inventory.layers)}."
-        )
-    chosen = {n: layer for n, layer in inventory.layers.items() if n in wanted - skip}
-    if not chosen:
-        raise ValueError("there is no layer left to round; name at least one.")
-    left_out = {n: "left out by the caller" for n in inventory.layers if n not in chosen}
-    return chosen, inventory.skipped | left_out
 
 
 def _give_biases(model: nn.Module, layers: Mapping[str, Layer]) -> None:
