@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[Solver, LayerSettings]] = {
     "nearest + bias refit": (Nearest(), _REFIT),
     "gptq": (Gptq(), _REFIT),
     "descent": (Descent(), _REFIT),
-    "annealing": (Annealing(), _REFIT),
+    "annealing": (Annealing(reads=1), _REFIT),
     "adaround": (AdaRound(iterations=1000), _REFIT),
 }
 PICTURED_LAYER = "_blocks.1._expand_conv"  # narrow enough to see single weights
@@ -60,6 +60,7 @@ def run_demo(folder: Path, seed: int = 0) -> None:
     Raises:
         ValueError: the extra `demo` is not installed.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # a path that cannot be is told before the work
     pretrained, preprocessing = load_model("efficientnet_lite0")
     calibration, held_out = demo_photographs(preprocessing)
     print(f"EfficientNet-Lite0, 4 bits per channel, {len(calibration)} calibration crops.")
@@ -85,7 +86,6 @@ def run_demo(folder: Path, seed: int = 0) -> None:
         logits = predict(network.model, held_out)
         results[name] = _Result(network, evaluate(logits, held_out.labels, float_logits))
     rows = _table(results, float_result)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [write_table(folder / "table.csv", rows)]
     paths += _pictures(folder, model, grams, results, float_result)
     print(f"\n{markdown_table(rows)}\n\n{NOTE}\n")
@@ -102,7 +102,8 @@ def energy_ratios(network: QuantisedNetwork, yardstick: QuantisedNetwork) -> dic
 
 def _table(results: Mapping[str, _Result], float_result: Evaluation) -> list[dict[str, Any]]:
     nearest = results["nearest"].network
-    rows: list[dict[str, Any]] = [{"method": "float", "top-1": float_result.top1}]
+    columns = ("method", "energy / nearest", "held out", "top-1", "agreement", "KL")
+    rows = [dict.fromkeys(columns) | {"method": "float", "top-1": float_result.top1}]
     for name, result in results.items():
         held_out = [
             ours.held_out / theirs.held_out

@@ -50,7 +50,8 @@ def test_the_table_has_geometric_means_over_layers(
     judged = Evaluation(10, top1=0.5, agreement=0.75, kl=0.125)
     results = {"nearest": _Result(nearest, judged), "refit": _Result(refitted, judged)}
     first, second, third = _table(results, Evaluation(10, top1=0.75))
-    assert first == {"method": "float", "top-1": 0.75}
+    known = {key: value for key, value in first.items() if value is not None}
+    assert known == {"method": "float", "top-1": 0.75}
     assert (second["method"], third["method"]) == ("nearest", "refit")
     assert second["energy / nearest"] == pytest.approx(1.0)
     assert second["held out"] == pytest.approx(1.0)
