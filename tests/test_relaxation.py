@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubo_rounding.relaxed.relaxation import (
+    annealing_progress,
     beta_at,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
@@ -79,3 +80,15 @@ def test_beta_falls_along_half_a_cosine() -> None:
 def test_beta_stays_at_its_ends_outside_the_annealing() -> None:
     assert beta_at(-0.3) == beta_at(0.0)
     assert beta_at(1.2) == beta_at(1.0)
+
+
+def test_beta_may_fall_along_a_line() -> None:
+    betas = [beta_at(k / 4, 10, 2, "linear") for k in range(5)]
+    assert betas == pytest.approx([10, 8, 6, 4, 2])
+
+
+def test_the_annealing_begins_when_the_warm_start_ends() -> None:
+    assert annealing_progress(199, 1000, 0.2) is None
+    assert annealing_progress(200, 1000, 0.2) == 0
+    assert annealing_progress(600, 1000, 0.2) == pytest.approx(0.5)
+    assert annealing_progress(0, 10, 0.0) == 0

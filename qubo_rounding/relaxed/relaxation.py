@@ -7,6 +7,7 @@ beside the values. Source of all: Nagel et al. 2020, arXiv 2004.10568, section 3
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,12 +45,33 @@ def rounding_regulariser_slope(h: Tensor, beta: float) -> Tensor:
     return power.copysign_(centred).mul_(-2 * beta)
 
 
-def beta_at(progress: float, first: float = 20.0, last: float = 2.0) -> float:
-    """The exponent after a share of the annealing, from `first` to `last` along half a cosine.
+def annealing_progress(iteration: int, iterations: int, warm_start: float) -> float | None:
+    """The share of the annealing of beta that is done; None during the warm start.
 
     Args:
-        progress: in [0, 1], counted from the end of the warm start.
-
-    Source: section 5 names the annealing only; 20 to 2 by cosine is the public implementations'.
+        iteration: counted from 0.
+        iterations: all of them.
+        warm_start: share of the iterations that pass before the regulariser sets in.
     """
-    return last + (first - last) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+    progress = (iteration / iterations - warm_start) / (1 - warm_start)
+    return None if progress < 0 else progress
+
+
+def beta_at(
+    progress: float,
+    first: float = 20.0,
+    last: float = 2.0,
+    schedule: Literal["cosine", "linear"] = "cosine",
+) -> float:
+    """The exponent after a share of the annealing, from `first` down to `last`.
+
+    Args:
+        progress: from `annealing_progress`; outside [0, 1] beta stays at its ends.
+        first, last: the ends.
+        schedule: along half a cosine or a straight line.
+
+    Source: section 5 names the annealing only; 20 to 2 is the public implementations'.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    left = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
+    return last + (first - last) * left

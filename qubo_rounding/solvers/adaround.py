@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.relaxed.relaxation import (
+    annealing_progress,
     beta_at,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
@@ -102,22 +103,14 @@ class AdaRound(Solver):
             gradient = gram_product(torch.addcmul(start, step, h), gram).mul_(force)
             if linear is not None:
                 gradient += linear
-            beta = self._beta(iteration)
-            if beta is not None:
+            progress = annealing_progress(iteration, self.iterations, self.warm_start)
+            if progress is not None:
+                beta = beta_at(progress, self.beta_first, self.beta_last, self.schedule)
                 gradient.add_(rounding_regulariser_slope(h, beta), alpha=self.lam)
             gradient.mul_(slope)
             _adam_step(v, gradient, mean, square, self.lr, iteration)
             done = iteration + 1
         return rectified_sigmoid(v)[0], done
-
-    def _beta(self, iteration: int) -> float | None:
-        """The exponent of the regulariser, None during the warm start."""
-        progress = (iteration / self.iterations - self.warm_start) / (1 - self.warm_start)
-        if progress < 0:
-            return None
-        if self.schedule == "linear":
-            return self.beta_first + (self.beta_last - self.beta_first) * progress
-        return beta_at(progress, self.beta_first, self.beta_last)
 
 
 def _two_levels(problem: RoundingProblem) -> tuple[Tensor, Tensor]:
