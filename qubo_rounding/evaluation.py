@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Evaluation:
         images: how many images were answered.
         top1: share of images whose label has the largest logit.
         top5: share of images whose label is among the five largest logits.
-        top1_interval: 95 % Wilson interval of top1.
+        top1_interval, top5_interval: their 95 % Wilson intervals.
         agreement: share of images on which the float network gives the same first answer.
         kl: mean over images of KL(softmax(float) || softmax(this network)), nats.
     """
@@ -32,6 +32,7 @@ class Evaluation:
     top1: float | None = None
     top5: float | None = None
     top1_interval: tuple[float, float] | None = None
+    top5_interval: tuple[float, float] | None = None
     agreement: float | None = None
     kl: float | None = None
 
@@ -79,16 +80,24 @@ def evaluate(
         ValueError: shapes that disagree, labels outside the classes, logits that are not finite.
     """
     _check(logits, labels, float_logits)
-    top1 = top5 = interval = agreement = kl = None
+    judged = Evaluation(len(logits))
     if labels is not None:
-        hits = int((logits.argmax(1) == labels).sum())
-        first_five = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        top1, interval = hits / len(labels), _wilson_interval(hits, len(labels))
-        top5 = int((first_five == labels[:, None]).sum()) / len(labels)
+        best_five = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        first, five = (
+            int((logits.argmax(1) == labels).sum()),
+            int((best_five == labels[:, None]).sum()),
+        )
+        judged = replace(
+            judged,
+            top1=first / len(labels),
+            top5=five / len(labels),
+            top1_interval=_wilson_interval(first, len(labels)),
+            top5_interval=_wilson_interval(five, len(labels)),
+        )
     if float_logits is not None:
         agreement = int((logits.argmax(1) == float_logits.argmax(1)).sum()) / len(logits)
-        kl = _mean_divergence(float_logits, logits)
-    return Evaluation(len(logits), top1, top5, interval, agreement, kl)
+        judged = replace(judged, agreement=agreement, kl=_mean_divergence(float_logits, logits))
+    return judged
 
 
 def _mean_divergence(reference: Tensor, logits: Tensor) -> float:

@@ -106,7 +106,7 @@ def test_energies_that_cannot_be_drawn(ratios, message):
 
 def test_accuracies_are_drawn():
     evaluations = {
-        method: Evaluation(500, top1, None, (top1 - 0.02, top1 + 0.02), 0.9)
+        method: Evaluation(500, top1, top1_interval=(top1 - 0.02, top1 + 0.02), agreement=0.9)
         for method, top1 in zip(METHODS, (0.1, 0.66, 0.82, 0.83, 0.85, 0.84), strict=True)
     }
     figure = accuracy_figure(evaluations, float_top1=0.874)

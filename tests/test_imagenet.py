@@ -439,12 +439,15 @@ def test_the_interval_is_wilson_s(hits: int, n: int, expected: tuple[float, floa
     result = evaluate(logits, torch.ones(n, dtype=torch.int64))
     assert result.top1 == hits / n
     assert result.top1_interval == pytest.approx(expected, abs=1e-4)
+    assert result.top5 == 1  # of two classes
+    assert result.top5_interval == pytest.approx((n / (n + 1.959964**2), 1), abs=1e-4)
 
 
 def test_what_is_unknown_is_none() -> None:
     result = evaluate(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     assert result.images == 3
-    assert {result.top1, result.top5, result.top1_interval, result.agreement, result.kl} == {None}
+    assert {result.top1, result.top5, result.agreement, result.kl} == {None}
+    assert {result.top1_interval, result.top5_interval} == {None}
 
 
 @pytest.mark.parametrize(
