@@ -18,10 +18,9 @@ import numpy as np
 from typer.testing import CliRunner
 
 from analysis.kit_networks import kit_folder
-from analysis.rows import RESULTS, append_row, read_rows
+from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from analysis.whole_networks import NETWORKS
 from qubo_rounding.cli import app
-from qubo_rounding.report import markdown_table
 
 SOLVERS = [
     "nearest",
@@ -111,7 +110,7 @@ def render() -> None:
                     "seconds": sum(float(r["seconds"]) for r in solved),
                 }
             )
-    (RESULTS / "problem_files.md").write_text(markdown_table(rows) + "\n")
+    write_markdown("problem_files", rows)
 
 
 if __name__ == "__main__":

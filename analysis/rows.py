@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from qubo_rounding.compare import provenance
+from qubo_rounding.report import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,3 +29,12 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)
+
+
+def write_markdown(name: str, rows: Sequence[Mapping[str, Any]], closing: str = "") -> None:
+    """Write results/NAME.md: the command that makes it, the machine, the table, a closing line."""
+    machine = f"{provenance()['machine']}, torch {provenance()['torch_version']}"
+    module = name if (Path(__file__).parent / f"{name}.py").exists() else f"benchmarks.{name}"
+    parts = [f"`python -m analysis.{module}` on {machine}", markdown_table(rows), closing]
+    text = "\n\n".join(filter(None, parts))
+    (RESULTS / f"{name}.md").write_text(text + "\n")

@@ -12,7 +12,7 @@ import itertools
 from pathlib import Path
 
 from analysis.kit_networks import kit_folder
-from analysis.rows import RESULTS, append_row, read_rows
+from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
     LayerSettings,
     collect_grams,
@@ -23,7 +23,6 @@ from qubo_rounding import (
     predict,
     quantise,
 )
-from qubo_rounding.report import markdown_table
 
 PATH = RESULTS / "whole_networks.csv"
 NETWORKS = {
@@ -81,7 +80,7 @@ def render() -> None:
     """Write the table in Markdown."""
     numbers = ("float_top1", "top1", "agreement", "kl", "solver_seconds")
     rows = [{**row, **{key: float(row[key]) for key in numbers}} for row in read_rows(PATH)]
-    (RESULTS / "whole_networks.md").write_text(markdown_table(rows) + "\n")
+    write_markdown("whole_networks", rows)
 
 
 if __name__ == "__main__":

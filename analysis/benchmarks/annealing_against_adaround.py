@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.problem_files import FOLDER
-from analysis.rows import RESULTS
+from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, RoundingProblem
 from qubo_rounding.compare import run_solver
-from qubo_rounding.report import markdown_table, write_table
+from qubo_rounding.report import write_table
 
 RATES = (1e-2, 1e-3)
 MAX_ROWS = 128
@@ -55,7 +55,7 @@ def render(rows: list[dict[str, Any]]) -> None:
     lower = sum(row["annealing / adaround"] < 1 for row in rows)
     faster = sum(row["annealing seconds"] < row["adaround seconds"] for row in rows)
     verdict = f"Lower energy on {lower} and less time on {faster} of {len(rows)} layers."
-    (RESULTS / "annealing_against_adaround.md").write_text(f"{markdown_table(rows)}\n\n{verdict}\n")
+    write_markdown("annealing_against_adaround", rows, verdict)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from analysis.rows import RESULTS
+from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, Nearest, collect_grams, load_model
 from qubo_rounding.compare import provenance
 from qubo_rounding.imagenet import demo_photographs
@@ -76,7 +76,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def render(rows: list[dict[str, Any]]) -> None:
     """Write the table."""
     write_table(RESULTS / "speed.csv", rows)
-    (RESULTS / "speed.md").write_text(markdown_table(rows) + "\n")
+    write_markdown("speed", rows)
     print(markdown_table(rows))
 
 
