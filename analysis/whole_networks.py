@@ -1,6 +1,6 @@
 """Whole networks at 4 bits: every solver, sequential and independent, bias kept and refitted.
 
-    python -m analysis.whole_networks            # about 80 minutes on 2 cores; resumes
+    python -m analysis.whole_networks            # about 70 minutes on 2 cores; resumes
 
 Needs the evaluation kit (see README.md in this folder). Writes results/whole_networks.csv, one row
 a run, and the table results/whole_networks.md.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from safetensors.torch import save_file
+from torch import nn
 
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.compare import compare as compare_solvers
@@ -19,6 +20,7 @@ from qubo_rounding.compare import run_solver, write_records
 from qubo_rounding.demo import run_demo
 from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.exchange_file import check_npz_path
+from qubo_rounding.imagenet import Images as ImageSet
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.models import load_model
@@ -242,12 +244,7 @@ def quantize(
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
         save_file(state, temporary)
-    summary: dict[str, Any] = dict.fromkeys(("float_top1", "top1", "top5", "agreement", "kl"))
-    if judges is not None:
-        float_logits = predict(network, judges, progress=True)
-        judged = evaluate(predict(result.model, judges, progress=True), judges.labels, float_logits)
-        summary |= {key: getattr(judged, key) for key in ("top1", "top5", "agreement", "kl")}
-        summary["float_top1"] = evaluate(float_logits, judges.labels).top1
+    summary = _scores(network, result.model, judges)
     summary["seconds"] = time.perf_counter() - began
     summary["layers"] = [asdict(record) for record in result.records]
     summary["skipped"] = result.skipped
@@ -260,6 +257,17 @@ def quantize(
     scores = {key: summary[key] for key in ("float_top1", "top1", "agreement", "kl", "seconds")}
     typer.echo(markdown_table(rows) + "\n\n" + markdown_table([scores]))
     typer.echo(f"\n{output / 'summary.json'}\n{output / 'model.safetensors'}")
+
+
+def _scores(network: nn.Module, rounded: nn.Module, judges: ImageSet | None) -> dict[str, Any]:
+    """The scores that summary.json holds, null where there is nothing to judge by."""
+    keys = ("top1", "top5", "agreement", "kl")
+    if judges is None:
+        return dict.fromkeys(("float_top1", *keys))
+    float_logits = predict(network, judges, progress=True)
+    judged = evaluate(predict(rounded, judges, progress=True), judges.labels, float_logits)
+    float_top1 = evaluate(float_logits, judges.labels).top1
+    return {"float_top1": float_top1} | {key: getattr(judged, key) for key in keys}
 
 
 def _layer_bits(text: str) -> tuple[str, int]:

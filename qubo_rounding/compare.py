@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import platform
 import subprocess
@@ -208,11 +207,10 @@ def _compare_on(
 
 def _score(solution: Solution, energy_nearest: float) -> dict[str, Any]:
     energy = float(solution.energy.sum())
-    bound = torch.inf if solution.lower_bound is None else float(solution.lower_bound.sum())
     return {
         "energy": energy,
         "ratio": energy / energy_nearest if energy_nearest else None,
-        "lower_bound": bound if math.isfinite(bound) else None,
+        "lower_bound": solution.total_bound,
         "proven_rows": int(solution.proven.sum()),
     }
 

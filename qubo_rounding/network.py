@@ -109,11 +109,13 @@ def quantise(
         steps = sequential_steps(
             plan.folded, rounded, plan.layers, *every, trial=plan.trial, memory=memory
         )
-    identity = dict(solver=repr(solver), settings=repr(settings), calibration=calibration)
-    identity |= dict(layers=list(plan.layers), seed=seed)
-    identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
-    identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
-    folder = None if run is None else RunFolder(run, identity)
+    folder = None
+    if run is not None:
+        identity = dict(solver=repr(solver), settings=repr(settings), calibration=calibration)
+        identity |= dict(layers=list(plan.layers), seed=seed)
+        identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
+        identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
+        folder = RunFolder(run, identity)
     work = _Work(plan.folded, rounded, solver, settings, seed, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)

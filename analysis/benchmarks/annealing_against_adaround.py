@@ -1,6 +1,6 @@
 """Annealing against AdaRound on every layer of EfficientNet-Lite0: energy and time.
 
-    python -m analysis.benchmarks.annealing_against_adaround     # about 15 minutes on 2 cores
+    python -m analysis.benchmarks.annealing_against_adaround     # about 9 minutes on 2 cores
 
 The problems are those that analysis.problem_files wrote (4 bits per channel, 256 calibration
 images, bias refit). AdaRound runs 10,000 iterations at lr 1e-3 and at 1e-2; the better energy

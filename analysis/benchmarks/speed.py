@@ -1,6 +1,6 @@
 """Annealing, AdaRound and Gram collection against their floors, alternating in one run.
 
-    python -m analysis.benchmarks.speed          # about 3 minutes on 2 cores, nothing else running
+    python -m analysis.benchmarks.speed          # about 2 minutes on 2 cores, nothing else running
 
 Floors: 100 annealing sweeps or 1,000 AdaRound iterations against as many float32 matrix products
 (192 x 1152)(1152 x 1152), 0.51 GFLOP each; Gram collection against the plain forward pass of the
