@@ -1,0 +1,142 @@
+"""The cross-entropy method: bits drawn from probabilities that follow the best draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
+from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.watch import watched
+
+_NUMBERS_AT_ONCE = 2**22  # errors of all samples of a batch: 16 MiB, random numbers twice that
+_SETTLED = 0.01  # a probability this close to 0 or 1 stays there
+_SAME = 1e-6  # samples of a row within this times d units of energy leave nothing to learn
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Solver):
+    """The best sample of Bernoulli bits whose probabilities move towards the best samples' means.
+
+    Every up/down weight is high with probability p, at first ``(target - low) / (high - low)`` as
+    in stochastic rounding. Each iteration draws samples of every row, takes the share `elite` with
+    the least energy, and moves p by ``p += smoothing * (mean of the elite - p)``. A row is settled
+    when all its p are 0 or 1, or when its samples no longer differ in energy. Only energies are
+    asked for, so the Gram matrix may be indefinite; a row never ends above nearest.
+
+    The paper solved its QUBOs this way and gives no numbers; these serve d of some hundreds.
+
+    Args (change often):
+        samples: drawn for each row and iteration. Energy falls and time grows with more; wider
+            rows want more.
+        iterations: at most; about 30 settle a row of d = 50, 200 one of 500.
+    Args (with caution):
+        smoothing: share of the way to the elite's mean, above 0 and at most 1. Less is better and
+            slower: halving it doubles the iterations, and helps about as much as twice the samples.
+        elite: share of the samples that p follows; ten samples at least should be left.
+
+    Source: Rubinstein 1999, The cross-entropy method for combinatorial and continuous
+        optimization; Nagel et al. 2020, arXiv 2004.10568, section 3.
+    """
+
+    samples: int = 200
+    iterations: int = 300
+    smoothing: float = 0.2
+    elite: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.iterations < 1:
+            raise ValueError(
+                f"samples is {self.samples} and iterations {self.iterations}; give at least 1."
+            )
+        if not (0 < self.smoothing <= 1 and 0 < self.elite <= 1):
+            raise ValueError(
+                f"smoothing is {self.smoothing} and elite {self.elite}; give shares in (0, 1]."
+            )
+
+    def refuses(self, problem: RoundingProblem) -> str | None:
+        """Not binary?"""
+        if problem.is_binary:
+            return None
+        return "it draws one bit a weight, which needs two levels each; build it with up/down."
+
+    def find(self, problem: RoundingProblem, seed: int) -> Solution:
+        """The best sample of every row."""
+        levels = problem.nearest()
+        batches = row_batches(problem.g, problem.r, self.samples * problem.d, _NUMBERS_AT_ONCE)
+        iterations, settled = 0, 0
+        for batch in watched(list(batches), "cross-entropy batches"):
+            levels[batch], done, rows = self._search(problem.part(*batch), seed)
+            iterations, settled = max(iterations, done), settled + rows
+        unsettled = problem.g * problem.r - settled
+        return problem.solution(levels, iterations=iterations, rows_unsettled=unsettled)
+
+    def _search(self, problem: RoundingProblem, seed: int) -> tuple[Tensor, int, int]:
+        """Best levels of one batch, the iterations done, and how many rows have settled."""
+        room = problem.high - problem.low
+        share = (problem.target - problem.low) / room.clamp_min(1)
+        # A target out of reach is no reason never to try the other level.
+        p = torch.where(room > 0, share.clamp(_SETTLED, 1 - _SETTLED), 0.0).float()
+        energies = _Energies(problem)
+        best = _Best(problem)
+        kept = max(1, round(self.elite * self.samples))
+        iteration, settled = 0, torch.zeros_like(p[..., :1], dtype=torch.bool)
+        for iteration in watched(range(self.iterations), "cross-entropy"):
+            keys = stream_keys(seed, problem.stream, iteration)
+            draws = torch.from_numpy(uniforms(keys, self.samples * problem.d)).to(p.device)
+            bits = draws.unflatten(2, (self.samples, -1)) < p.unsqueeze(2)
+            energy = energies(bits)
+            elite = energy.topk(kept, dim=2, largest=False).indices
+            bits = bits.take_along_dim(elite.unsqueeze(3), dim=2)
+            best.offer(bits[:, :, 0])
+            p = p.lerp(bits.float().mean(dim=2), self.smoothing)
+            p = torch.where(p < _SETTLED, 0.0, torch.where(p > 1 - _SETTLED, 1.0, p))
+            spread = energy.amax(dim=2, keepdim=True) - energy.amin(dim=2, keepdim=True)
+            settled = spread <= _SAME * problem.d
+            # What has settled draws the same sample for ever, however long other rows go on.
+            p = torch.where(settled, p.round(), p)
+            if bool(settled.all()):
+                break
+        best.offer(p >= 0.5)
+        return best.levels, iteration + 1, int(settled.sum())
+
+
+class _Energies:
+    """Energies of samples in float32, in units of `problem.unit`, without the offset."""
+
+    def __init__(self, problem: RoundingProblem) -> None:
+        problem = problem.normalised()
+        self.gram = problem.gram.float()
+        self.low = problem.errors(problem.low).float().unsqueeze(2)
+        self.step = (problem.scale * (problem.high - problem.low)).float().unsqueeze(2)
+        linear = problem.linear
+        self.linear = None if linear is None else linear.float().unsqueeze(2)
+
+    def __call__(self, bits: Tensor) -> Tensor:
+        """(g, r, samples) from bits (g, r, samples, d)."""
+        errors = torch.addcmul(self.low, self.step, bits.float())
+        slope = gram_product(errors.flatten(1, 2), self.gram).view_as(errors)
+        if self.linear is not None:
+            slope += self.linear
+        return slope.mul_(errors).sum(dim=3)
+
+
+class _Best:
+    """The best levels offered so far, row by row, compared in float64; nearest is the first."""
+
+    def __init__(self, problem: RoundingProblem) -> None:
+        self.problem = problem
+        self.levels = problem.nearest()
+        self.energy = problem.energy(self.levels)
+
+    def offer(self, bits: Tensor) -> None:
+        """Keep these bits (g, r, d) in the rows where they are better."""
+        levels = torch.where(bits, self.problem.high, self.problem.low)
+        energy = self.problem.energy(levels)
+        better = energy < self.energy
+        self.levels = torch.where(better.unsqueeze(2), levels, self.levels)
+        self.energy = torch.where(better, energy, self.energy)
