@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import dimod
 import numpy as np
 import pytest
 import reference
 import torch
 
 from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.qubo.bqm import Encoding
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
@@ -343,11 +346,22 @@ def test_exact_sampler_agrees_with_enumeration() -> None:
     assert exact.stats["rows_left"] == 0
 
 
-def test_samplers_refuse_what_is_no_bqm() -> None:
-    with pytest.raises(RefusedError, match="up/down"):
-        dwave_annealing().solve(SMALL["free"])
-    with pytest.raises(RefusedError, match="6 free weights and max_variables is 5"):
-        dimod_exact(max_variables=5).solve(SMALL["binary"])
+@pytest.mark.parametrize("encoding", ["binary", "unary"])
+def test_exact_sampler_agrees_with_enumeration_on_wide_ranges(encoding: Encoding) -> None:
+    problem = random_problem(2, 2, 3, seed=6, bits=2, free=True)
+    exact = DimodSampler(dimod.ExactSolver(), exact=True, encoding=encoding).solve(problem)
+    assert torch.equal(exact.levels, Enumeration().solve(problem).levels)
+    assert bool(exact.proven.all())
+
+
+def test_exact_sampler_refuses_too_many_variables() -> None:
+    binary, free = SMALL["binary"], random_problem(1, 1, 3, seed=6, bits=3, free=True)
+    with pytest.raises(RefusedError, match="6 binary variables and max_variables is 5"):
+        dimod_exact(max_variables=5).solve(binary)
+    with pytest.raises(RefusedError, match="9 binary variables and max_variables is 8"):
+        dimod_exact(max_variables=8).solve(free)
+    with pytest.raises(RefusedError, match="21 binary variables and max_variables is 18"):
+        DimodSampler(dimod.ExactSolver(), max_variables=18, encoding="unary").solve(free)
 
 
 # The same bits
@@ -438,6 +452,7 @@ NAN, INF = float("nan"), float("inf")
         (dwave_tabu, {"milliseconds": -1}),
         (dwave_descent, {"reads": 0}),
         (dimod_exact, {"max_variables": 0}),
+        (partial(DimodSampler, dimod.ExactSolver()), {"encoding": "gray"}),
     ],
     ids=str,
 )

@@ -1,36 +1,253 @@
-"""Rows of a rounding problem as dimod binary quadratic models, and samples back as levels."""
+"""Rows of rounding problems as dimod models, dimod models as rounding problems, samples as levels.
+
+A row becomes a binary quadratic model (`to_bqm`) or, with wider ranges as they are, a model of
+integers (`to_quadratic_model`); `levels_from_sample` reads the samples of both. Any binary
+quadratic model becomes a problem of one row (`from_bqm`); `as_sampleset` and `as_levels` carry
+levels and samples across.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, get_args
 
 import dimod
+import numpy as np
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.problem import ProblemError, RoundingProblem
+
+Encoding = Literal["binary", "unary"]
 
 
-def to_bqm(problem: RoundingProblem, group: int = 0, row: int = 0) -> dimod.BinaryQuadraticModel:
-    """One row as a binary quadratic model; a sample's energy is the row's energy, offset included.
+class Bit(NamedTuple):
+    """Name of one of the variables that a weight with more than two levels is made of.
 
-    Variables are the column numbers of the free weights; 1 stands for `high`, 0 for `low`.
+    Args:
+        column: the weight.
+        number: of the variable among those of its weight, from 0.
+        steps: by how many levels a 1 raises the weight.
+    """
+
+    column: int
+    number: int
+    steps: int
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise a ValueError for an unknown encoding."""
+    if encoding not in get_args(Encoding):
+        raise ValueError(f"encoding is {encoding!r}; give 'binary' or 'unary'.")
+
+
+def bit_steps(span: int, encoding: Encoding = "binary") -> list[int]:
+    """By how many levels each bit raises a weight; sums of them are exactly 0, 1, ..., span.
+
+    "binary" doubles, and the last bit holds what is left: 1, 2, 4, 3 for a span of 10. A few levels
+    have two writings, none lies outside. "unary" is `span` ones: many variables, but the next level
+    is always one flip away, where binary may need all bits to change (from 7 to 8).
+
+    Args:
+        span: high - low, at least 1.
+        encoding: "binary" or "unary".
 
     Raises:
-        ProblemError: the problem is not binary.
+        ValueError: an unknown encoding.
+
+    Source: Karimi, Ronagh 2017, arXiv 1706.01945 (bounded-coefficient encodings).
     """
-    quadratic, offset, columns = problem.to_qubo(group, row)
+    check_encoding(encoding)
+    if encoding == "unary":
+        return [1] * span
+    doubling = [2**k for k in range(span.bit_length() - 1)]
+    return [*doubling, span - sum(doubling)]
+
+
+def count_variables(problem: RoundingProblem, encoding: Encoding = "binary") -> Tensor:
+    """(g, r) int64, how many variables `to_bqm` makes of each row."""
+    check_encoding(encoding)
+    span = problem.high.int() - problem.low.int()
+    # The binary exponent of a whole number is its number of binary digits.
+    bits = span if encoding == "unary" else torch.frexp(span.float()).exponent
+    return bits.sum(dim=2)
+
+
+def to_bqm(
+    problem: RoundingProblem, group: int = 0, row: int = 0, encoding: Encoding = "binary"
+) -> dimod.BinaryQuadraticModel:
+    """One row as a binary quadratic model; a sample's energy is the row's energy, offset included.
+
+    A weight with two levels is one variable, named by its column: 1 stands for `high`, 0 for `low`.
+    A weight with more is several, each named by a `Bit`. Fixed weights have none.
+
+    Args:
+        problem: any rounding problem.
+        group, row: which row of it.
+        encoding: of weights with more than two levels, see `bit_steps`.
+    """
+    up_down, names = _expanded(_row(problem, group, row), encoding)
+    quadratic, offset, variables = up_down.to_qubo()
     bqm = dimod.BinaryQuadraticModel(quadratic.cpu().numpy(), "BINARY")
     bqm.offset += offset
-    bqm.relabel_variables(dict(enumerate(columns.tolist())))
+    bqm.relabel_variables({k: names[v] for k, v in enumerate(variables.tolist())})
     return bqm
 
 
+def to_quadratic_model(
+    problem: RoundingProblem, group: int = 0, row: int = 0
+) -> dimod.QuadraticModel:
+    """One row as a quadratic model of integers; a sample's energy is the row's energy.
+
+    Every weight that is not fixed is an INTEGER variable, named by its column: how many levels it
+    stands above `low`, from 0 to high - low.
+
+    Args:
+        problem: any rounding problem.
+        group, row: which row of it.
+    """
+    one = _row(problem, group, row)
+    span = (one.high.int() - one.low.int())[0, 0].tolist()
+    curvature = (one.scale**2 * one.diagonal)[0, 0].tolist()
+    one_step = torch.where(one.high > one.low, one.low + 1, one.low)
+    model = dimod.QuadraticModel.from_bqm(to_bqm(replace(one, high=one_step)))
+    for column in torch.nonzero(one.high[0, 0] > one.low[0, 0]).flatten().tolist():
+        model.change_vartype("INTEGER", column)
+        model.set_upper_bound(column, span[column])
+        # For bits the curvature stood in the linear term, as x^2 = x.
+        model.add_linear(column, -curvature[column])
+        model.add_quadratic(column, column, curvature[column])
+    return model
+
+
 def levels_from_sample(
-    problem: RoundingProblem, sample: Mapping[int, int], group: int = 0, row: int = 0
+    problem: RoundingProblem, sample: Mapping[Any, Any], group: int = 0, row: int = 0
 ) -> Tensor:
-    """(d,) int16 levels of a sample of `to_bqm(problem, group, row)`."""
-    levels = problem.low[group, row].clone()
-    columns = torch.tensor([column for column, bit in sample.items() if bit], dtype=torch.long)
-    levels[columns] = problem.high[group, row, columns]
-    return levels
+    """(d,) int16 levels of a sample of `to_bqm` or `to_quadratic_model`, in whatever encoding.
+
+    Raises:
+        ProblemError: values that no level belongs to, as spins have.
+    """
+    low, high = problem.low[group, row], problem.high[group, row]
+    bits = [name if isinstance(name, tuple) else Bit(name, 0, 1) for name in sample]
+    values = [int(value) for value in sample.values()]
+    columns = torch.tensor([column for column, _, _ in bits], dtype=torch.long)
+    raised = [steps * value for (_, _, steps), value in zip(bits, values, strict=True)]
+    added = torch.tensor(raised, dtype=torch.long)
+    levels = low.long().index_add(0, columns.to(low.device), added.to(low.device))
+    if min(values, default=0) < 0 or bool((levels > high).any()):
+        raise ProblemError(
+            "the sample leaves [low, high]; give a sample of to_bqm or to_quadratic_model of this "
+            "row, with values 0 and 1 (not spins) or levels above low."
+        )
+    return levels.to(torch.int16)
+
+
+def from_bqm(bqm: dimod.BinaryQuadraticModel) -> RoundingProblem:
+    """The model as a problem with g = r = 1: energy(levels) is the energy of the sample they mean.
+
+    Columns are the variables in the order of ``bqm.variables``; level 1 is 1, level 0 is 0 or, of a
+    spin, -1. With scale 1 and target 1/2, e = x - 1/2 is half a spin, so e^2 = 1/4 whatever the
+    sample: the diagonal of the Gram matrix is a mere constant, and free to choose. It is the least
+    uniform one that makes the matrix positive semidefinite. So solvers that factor it accept it,
+    and `unit`, the scale of their temperatures, fits the couplings. A model without variables
+    becomes one fixed column, as a problem has at least one.
+
+    Args:
+        bqm: dense or sparse, BINARY or SPIN, with any names. The problem is dense: it takes
+            8 n^2 bytes and the eigenvalues of an n x n matrix.
+
+    Raises:
+        ProblemError: a bias is not finite.
+    """
+    n = bqm.num_variables
+    spins = dimod.as_bqm(bqm, copy=True, dtype=np.float64).change_vartype(dimod.SPIN, inplace=True)
+    vectors = spins.to_numpy_vectors(list(bqm.variables))
+    rows, columns, couplings = vectors.quadratic
+    d = max(n, 1)
+    gram = torch.zeros(1, d, d, dtype=torch.float64)
+    gram[0, rows, columns] = torch.from_numpy(2 * couplings)
+    linear = torch.zeros(1, 1, d, dtype=torch.float64)
+    linear[0, 0, :n] = torch.from_numpy(2 * vectors.linear_biases)
+    problem = RoundingProblem(
+        gram + gram.mT,
+        target=torch.full_like(linear, 0.5),
+        scale=torch.ones_like(linear),
+        low=torch.zeros(1, 1, d, dtype=torch.int16),
+        high=torch.full((1, 1, d), min(n, 1), dtype=torch.int16),
+        linear=linear,
+        offset=torch.full((1, 1), float(vectors.offset), dtype=torch.float64),
+    )
+    shift = -torch.linalg.eigvalsh(problem.gram)[0, 0]
+    return replace(
+        problem,
+        gram=problem.gram + shift * torch.eye(d, dtype=torch.float64),
+        offset=problem.offset - shift * d / 4,
+    )
+
+
+def as_sampleset(levels: Tensor, bqm: dimod.BinaryQuadraticModel) -> dimod.SampleSet:
+    """Levels (1, r, d) of `from_bqm(bqm)` as r samples of the model, with its energies."""
+    values = levels[0, :, : bqm.num_variables].cpu().numpy().astype(np.int8)
+    if bqm.vartype is dimod.SPIN:
+        values = 2 * values - 1
+    return dimod.SampleSet.from_samples_bqm((values, list(bqm.variables)), bqm)
+
+
+def as_levels(samples: Any, bqm: dimod.BinaryQuadraticModel) -> Tensor:
+    """(1, r, d) int16 levels of r samples of the model, for `from_bqm(bqm)`.
+
+    Args:
+        samples: whatever `dimod.as_samples` takes: a sample, several, a sample set.
+        bqm: the model that they are samples of.
+
+    Raises:
+        ProblemError: a variable that is not there, or a value that the model does not allow.
+    """
+    values, names = dimod.as_samples(samples)
+    place = {name: k for k, name in enumerate(names)}
+    missing = [name for name in bqm.variables if name not in place]
+    if missing:
+        raise ProblemError(f"the samples do not tell {missing[0]!r}; give all variables.")
+    values = np.asarray(values)[:, [place[name] for name in bqm.variables]]
+    zero = -1 if bqm.vartype is dimod.SPIN else 0
+    if not np.isin(values, (zero, 1)).all():
+        raise ProblemError(
+            f"the model is {bqm.vartype.name} and the samples hold values beside {zero} and 1; "
+            "change the vartype of one of them."
+        )
+    levels = np.zeros((1, len(values), max(bqm.num_variables, 1)), np.int16)
+    levels[0, :, : bqm.num_variables] = values == 1
+    return torch.from_numpy(levels)
+
+
+def _row(problem: RoundingProblem, group: int, row: int) -> RoundingProblem:
+    return problem.part(slice(group, group + 1), slice(row, row + 1))
+
+
+def _expanded(row: RoundingProblem, encoding: Encoding) -> tuple[RoundingProblem, list[int | Bit]]:
+    """The same energies as an up/down problem, a column a bit, and the bits' names.
+
+    The error of weight j is e_j = scale_j (low_j + sum of steps_k x_k - target_j): the sum of its
+    bits' errors, when the first bit takes the whole of target - low for its target.
+    """
+    spans = (row.high.int() - row.low.int())[0, 0].tolist()
+    bits = [
+        Bit(column, number, steps)
+        for column, span in enumerate(spans)
+        for number, steps in enumerate(bit_steps(max(span, 1), encoding))
+    ]
+    columns, numbers, steps = torch.tensor(bits, device=row.device).T
+    scale = row.scale.expand_as(row.target)
+    target = torch.where(numbers == 0, (row.target - row.low)[..., columns], 0.0)
+    up_down = replace(
+        row,
+        gram=row.gram[:, columns][:, :, columns],
+        target=target,
+        scale=scale[..., columns] * steps,
+        low=torch.zeros_like(target, dtype=torch.int16),
+        high=(row.high > row.low)[..., columns].to(torch.int16),
+        linear=None if row.linear is None else row.linear[..., columns],
+    )
+    return up_down, [bit if spans[bit.column] > 1 else bit.column for bit in bits]

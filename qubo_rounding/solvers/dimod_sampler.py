@@ -10,7 +10,13 @@ import dimod
 from dwave.samplers import SimulatedAnnealingSampler, SteepestDescentSampler, TabuSampler
 
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.qubo.bqm import levels_from_sample, to_bqm
+from qubo_rounding.qubo.bqm import (
+    Encoding,
+    check_encoding,
+    count_variables,
+    levels_from_sample,
+    to_bqm,
+)
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
@@ -20,21 +26,24 @@ from qubo_rounding.watch import watched
 class DimodSampler(Solver):
     """The sampler's lowest sample for every row.
 
-    Every row becomes one dense binary quadratic model; rows that a time limit leaves out stay at
-    nearest and are counted in `stats["rows_left"]`. A sampler with a `seed` parameter is given one
-    made from the solve's seed and the row.
+    Every row becomes one dense binary quadratic model, a weight with more than two levels several
+    of its variables; rows that a time limit leaves out stay at nearest and are counted in
+    `stats["rows_left"]`. A sampler with a `seed` parameter is given one made from the solve's seed
+    and the row.
 
     Args:
         sampler: any `dimod.Sampler`.
         parameters: keyword arguments of its `sample`.
         exact: does the sampler visit every assignment? Then its energy is its own lower bound.
-        max_variables: refuse rows with more free weights; None means no limit.
+        max_variables: refuse rows with more variables; None means no limit.
+        encoding: of weights with more than two levels: "binary" or "unary", see `bit_steps`.
     """
 
     sampler: dimod.Sampler
     parameters: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = False
     max_variables: int | None = None
+    encoding: Encoding = "binary"
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.parameters) - set(self.sampler.parameters)):
@@ -42,19 +51,19 @@ class DimodSampler(Solver):
                 f"{type(self.sampler).__name__} has no parameters {unknown}; "
                 f"it has {sorted(self.sampler.parameters)}."
             )
+        check_encoding(self.encoding)
 
     def __repr__(self) -> str:
         # Samplers print their memory address; records need the same words for the same solver.
-        return f"DimodSampler({type(self.sampler).__name__}(), {dict(self.parameters)})"
+        sampler = f"{type(self.sampler).__name__}()"
+        return f"DimodSampler({sampler}, {dict(self.parameters)}, encoding={self.encoding!r})"
 
     def refuses(self, problem: RoundingProblem) -> str | None:
-        """Not binary, or too wide?"""
-        if not problem.is_binary:
-            return "binary quadratic models need two levels a weight; build it with up/down."
-        widest = int((problem.high > problem.low).sum(dim=2).max())
-        if self.max_variables is not None and widest > self.max_variables:
-            return f"a row has {widest} free weights and max_variables is {self.max_variables}."
-        return None
+        """Too many variables in some row?"""
+        widest = int(count_variables(problem, self.encoding).max())
+        if self.max_variables is None or widest <= self.max_variables:
+            return None
+        return f"a row has {widest} binary variables and max_variables is {self.max_variables}."
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The best sample of every row."""
@@ -63,7 +72,7 @@ class DimodSampler(Solver):
         rows = [(group, row) for group in range(problem.g) for row in range(problem.r)]
         done = 0
         for group, row in watched(rows, "dimod"):
-            bqm = to_bqm(problem, group, row)
+            bqm = to_bqm(problem, group, row, self.encoding)
             # A row that nothing flows into leaves nothing to decide; samplers warn of it.
             if any(bqm.linear.values()) or any(bqm.quadratic.values()):
                 samples = self.sampler.sample(bqm, **self._parameters(int(keys[group, row])))
