@@ -43,12 +43,8 @@ FOLDER = Path("runs/problem_files")
 def measure() -> None:
     """Write the problem files where they are missing, then solve what is not in the CSV yet."""
     done = {(row["network"], row["problem"], row["solver"]) for row in read_rows(PATH)}
-    for network, spec in NETWORKS.items():
-        folder = FOLDER / network
-        if not folder.exists():
-            images = str(kit_folder() / "images" / "calibration")
-            _command("problems", spec, "--images", images, "--limit", "256", "-o", str(folder))
-        for problem in sorted(folder.glob("*.npz")):
+    for network in NETWORKS:
+        for problem in problem_files(network):
             for solver in SOLVERS:
                 if (network, problem.stem, solver) in done:
                     continue
@@ -56,6 +52,16 @@ def measure() -> None:
                 row |= _solve(problem, solver)
                 append_row(PATH, row)
             print(network, problem.stem, flush=True)
+
+
+def problem_files(network: str) -> list[Path]:
+    """One file a layer, in the order of the layers; they are written where they are missing."""
+    folder = FOLDER / network
+    if not folder.exists():
+        images = str(kit_folder() / "images" / "calibration")
+        options = ["--images", images, "--limit", "256", "-o", str(folder)]
+        _command("problems", NETWORKS[network], *options)
+    return sorted(folder.glob("*.npz"))
 
 
 def _command(*arguments: str) -> str:

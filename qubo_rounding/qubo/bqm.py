@@ -161,23 +161,16 @@ def from_bqm(bqm: dimod.BinaryQuadraticModel) -> RoundingProblem:
     Raises:
         ProblemError: a bias is not finite.
     """
-    n = bqm.num_variables
-    spins = dimod.as_bqm(bqm, copy=True, dtype=np.float64).change_vartype(dimod.SPIN, inplace=True)
-    vectors = spins.to_numpy_vectors(list(bqm.variables))
-    rows, columns, couplings = vectors.quadratic
-    d = max(n, 1)
-    gram = torch.zeros(1, d, d, dtype=torch.float64)
-    gram[0, rows, columns] = torch.from_numpy(2 * couplings)
-    linear = torch.zeros(1, 1, d, dtype=torch.float64)
-    linear[0, 0, :n] = torch.from_numpy(2 * vectors.linear_biases)
+    couplings, linear, offset = _in_half_spins(bqm)
+    d = len(linear)
     problem = RoundingProblem(
-        gram + gram.mT,
-        target=torch.full_like(linear, 0.5),
-        scale=torch.ones_like(linear),
+        couplings[None],
+        target=torch.full((1, 1, d), 0.5, dtype=torch.float64),
+        scale=torch.ones(1, 1, 1, dtype=torch.float64),
         low=torch.zeros(1, 1, d, dtype=torch.int16),
-        high=torch.full((1, 1, d), min(n, 1), dtype=torch.int16),
-        linear=linear,
-        offset=torch.full((1, 1), float(vectors.offset), dtype=torch.float64),
+        high=torch.full((1, 1, d), min(bqm.num_variables, 1), dtype=torch.int16),
+        linear=linear[None, None],
+        offset=offset[None, None],
     )
     shift = -torch.linalg.eigvalsh(problem.gram)[0, 0]
     return replace(
@@ -185,6 +178,24 @@ def from_bqm(bqm: dimod.BinaryQuadraticModel) -> RoundingProblem:
         gram=problem.gram + shift * torch.eye(d, dtype=torch.float64),
         offset=problem.offset - shift * d / 4,
     )
+
+
+def _in_half_spins(bqm: dimod.BinaryQuadraticModel) -> tuple[Tensor, Tensor, Tensor]:
+    """C (d, d), l (d,) and c of the model's energy e' C e + l' e + c, e = -1/2 or 1/2; d >= 1."""
+    n = bqm.num_variables
+    d = max(n, 1)
+    vectors = bqm.to_numpy_vectors(list(bqm.variables))
+    rows, columns, values = vectors.quadratic
+    pairs = torch.zeros(d, d, dtype=torch.float64)
+    pairs[rows, columns] = torch.from_numpy(values).double()
+    pairs = pairs + pairs.T
+    biases = torch.zeros(d, dtype=torch.float64)
+    biases[:n] = torch.from_numpy(vectors.linear_biases)
+    # A variable's value is centre + step * e.
+    centre, step = (0.0, 2.0) if bqm.vartype is dimod.SPIN else (0.5, 1.0)
+    linear = step * (biases + centre * pairs.sum(dim=1))
+    offset = float(vectors.offset) + centre * biases.sum() + centre**2 * pairs.sum() / 2
+    return step**2 / 2 * pairs, linear, offset
 
 
 def as_sampleset(levels: Tensor, bqm: dimod.BinaryQuadraticModel) -> dimod.SampleSet:
