@@ -47,7 +47,7 @@ def children(row: Row, column: int, path: list[int], cost: Callable, count: int)
 
 
 def k_best(row: Row, order: list[int], damping: float, width: int, count: int) -> Array:
-    """Keep the `width` cheapest of all continued paths, column by column."""
+    """The best path when of all continued ones the `width` cheapest are kept at each column."""
     cost = partial_costs(row, order, damping)
     paths: list[list[int]] = [[]]
     for column in order:
@@ -55,7 +55,7 @@ def k_best(row: Row, order: list[int], damping: float, width: int, count: int) -
             [*path, level] for path in paths for level in children(row, column, path, cost, count)
         ]
         paths = sorted(grown, key=cost)[:width]
-    return in_column_order(min(paths, key=cost), order)
+    return best_path(row, paths, order)
 
 
 def klein(
@@ -67,7 +67,7 @@ def klein(
     temperature: float,
     key: int,
 ) -> Array:
-    """The cheapest of `samples` paths; the last column in `order` draws number 0 of its path."""
+    """The best of `samples` paths; the last column in `order` draws number 0 of its path."""
     cost = partial_costs(row, order, damping)
     d = len(order)
     paths = []
@@ -83,14 +83,14 @@ def klein(
                 levels.pop(0)
             path.append(levels[0])
         paths.append(path)
-    return in_column_order(min(paths, key=cost), order)
+    return best_path(row, paths, order)
 
 
-def in_column_order(path: list[int], order: list[int]) -> Array:
-    """Levels of a path that decided the columns in `order`."""
-    levels = np.zeros(len(order), int)
-    levels[order] = path
-    return levels
+def best_path(row: Row, paths: list[list[int]], order: list[int]) -> Array:
+    """The levels of least energy, undamped; paths decide the columns in `order`."""
+    levels = np.zeros((len(paths), len(order)), int)
+    levels[:, order] = paths
+    return min(levels, key=lambda path: reference.energy(row, path))
 
 
 def cross_entropy(

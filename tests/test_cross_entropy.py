@@ -112,11 +112,12 @@ def test_the_bits_do_not_depend_on_company(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(solver.solve(problem, seed=3).levels, together)
 
 
-def test_a_row_settles_though_some_weights_do_not_matter() -> None:
+def test_weights_that_do_not_matter_stay_at_nearest_and_keep_no_row_open() -> None:
     problem = random_problem(1, 4, 10, seed=10)
     gram = problem.gram.clone()
     gram[:, 3:], gram[:, :, 3:] = 0, 0
     solution = CrossEntropy(smoothing=0.05).solve(replace(problem, gram=gram))
+    assert torch.equal(solution.levels[..., 3:], problem.nearest()[..., 3:])
     assert solution.stats["rows_unsettled"] == 0
     assert solution.stats["iterations"] < 200
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
 
 _NUMBERS_AT_ONCE = 2**22  # errors of all samples of a batch: 16 MiB, random numbers twice that
 _SETTLED = 0.01  # a probability this close to 0 or 1 stays there
-_SAME = 1e-6  # samples of a row within this times d units of energy leave nothing to learn
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class CrossEntropy(Solver):
     Every up/down weight is high with probability p, at first ``(target - low) / (high - low)`` as
     in stochastic rounding. Each iteration draws samples of every row, takes the share `elite` with
     the least energy, and moves p by ``p += smoothing * (mean of the elite - p)``. A row is settled
-    when all its p are 0 or 1, or when its samples no longer differ in energy. Only energies are
-    asked for, so the Gram matrix may be indefinite; a row never ends above nearest.
+    when all its p are 0 or 1. Only energies are asked for, so the Gram matrix may be indefinite; a
+    row never ends above nearest.
 
     The paper solved its QUBOs this way and gives no numbers; these serve d of some hundreds.
 
@@ -66,11 +66,11 @@ class CrossEntropy(Solver):
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The best sample of every row."""
-        levels = problem.nearest()
+        levels, live = problem.nearest(), fix_idle(problem)
         batches = row_batches(problem.g, problem.r, self.samples * problem.d, _NUMBERS_AT_ONCE)
         iterations, settled = 0, 0
         for batch in watched(list(batches), "cross-entropy batches"):
-            levels[batch], done, rows = self._search(problem.part(*batch), seed)
+            levels[batch], done, rows = self._search(live.part(*batch), seed)
             iterations, settled = max(iterations, done), settled + rows
         unsettled = problem.g * problem.r - settled
         return problem.solution(levels, iterations=iterations, rows_unsettled=unsettled)
@@ -84,7 +84,7 @@ class CrossEntropy(Solver):
         energies = _Energies(problem)
         best = _Best(problem)
         kept = max(1, round(self.elite * self.samples))
-        iteration, settled = 0, torch.zeros_like(p[..., :1], dtype=torch.bool)
+        iteration, settled = 0, torch.zeros_like(problem.offset)
         for iteration in watched(range(self.iterations), "cross-entropy"):
             keys = stream_keys(seed, problem.stream, iteration)
             draws = torch.from_numpy(uniforms(keys, self.samples * problem.d)).to(p.device)
@@ -95,10 +95,8 @@ class CrossEntropy(Solver):
             best.offer(bits[:, :, 0])
             p = p.lerp(bits.float().mean(dim=2), self.smoothing)
             p = torch.where(p < _SETTLED, 0.0, torch.where(p > 1 - _SETTLED, 1.0, p))
-            spread = energy.amax(dim=2, keepdim=True) - energy.amin(dim=2, keepdim=True)
-            settled = spread <= _SAME * problem.d
             # What has settled draws the same sample for ever, however long other rows go on.
-            p = torch.where(settled, p.round(), p)
+            settled = ((p == 0) | (p == 1)).all(dim=2)
             if bool(settled.all()):
                 break
         best.offer(p >= 0.5)

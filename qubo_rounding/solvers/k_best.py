@@ -12,6 +12,7 @@ from torch import Tensor
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.row_batches import row_batches
 from qubo_rounding.solvers.gptq import Gptq, nearest_plane
+from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.triangular import Triangular, TriangularSolver
 from qubo_rounding.watch import watched
@@ -29,9 +30,9 @@ class KBest(TriangularSolver):
 
     A path is a row whose columns are decided down to some place; what it costs so far is a sum of
     squares, ``sum_c (L_cc scale_c)^2 (level_c - wish_c)^2``. Every path is continued by the levels
-    nearest to its wish, and of all these the `width` cheapest go on. The cheapest complete path is
-    the result, or GPTQ's levels where they are better. The arithmetic is in float32, so prefer
-    damping to none. Follow it by descent where d is several hundred: `Descent(start=KBest())`.
+    nearest to its wish, and of all these the `width` cheapest go on. Costs are damped; of the
+    complete paths that of least energy is the result, or GPTQ's where it is better. The arithmetic
+    is in float32, so prefer damping to none. Wide rows gain by descent: `Descent(start=KBest())`.
 
     Args (change often):
         width: paths kept, K; 1 is GPTQ. Time grows in proportion, memory does not.
@@ -51,7 +52,7 @@ class KBest(TriangularSolver):
         _check_counts("width", self.width, self.children)
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
-        """The cheapest path of every row; the seed is not used."""
+        """The best path of every row; the seed is not used."""
         if self.width == 1:  # Babai's path, which GPTQ takes in float64
             return Gptq(self.damping, self.order).find(problem, seed)
 
@@ -74,7 +75,7 @@ class Klein(TriangularSolver):
 
     Each path rounds column c to a level with probability in proportion to
     ``exp(-(L_cc scale_c)^2 (level - wish_c)^2 / temperature)``, independently of the other paths.
-    The cheapest path is the result, or GPTQ's levels where they are better.
+    The path of least energy is the result, or GPTQ's where it is better.
 
     Args (change often):
         samples: paths drawn for each row.
@@ -99,7 +100,7 @@ class Klein(TriangularSolver):
             raise ValueError(f"temperature is {self.temperature}; give a positive number.")
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
-        """The cheapest sample of every row."""
+        """The best path of every row."""
 
         def walk(form: Triangular, stream: Tensor) -> Tensor:
             numbers = uniforms(stream_keys(seed, stream), self.samples * problem.d)
@@ -128,7 +129,7 @@ def _improve_nearest_plane(
     solver: TriangularSolver, problem: RoundingProblem, paths: int, walk: Walk
 ) -> Solution:
     """GPTQ's levels, replaced row by row where `walk` finds better ones."""
-    exact = solver.triangular(problem)
+    exact = solver.triangular(fix_idle(problem))  # paths are to differ in what matters
     start = problem.solution(exact.restore(nearest_plane(exact)))
     form = exact.single(problem.unit)
     levels = start.levels.clone()
@@ -145,7 +146,7 @@ def _improve_nearest_plane(
 
 
 def _walk(form: Triangular, paths: int, children: int, choose: Choose) -> Tensor:
-    """(g, r, d) int16 levels of the cheapest path, columns in rounding order.
+    """(g, r, d) int16 levels of the path of least energy, columns in rounding order.
 
     Inside a block of columns an error is passed on at once; all earlier blocks reach it by one
     matrix product. Paths are told apart by their errors alone: (g, r, paths, columns decided).
@@ -180,7 +181,10 @@ def _walk(form: Triangular, paths: int, children: int, choose: Choose) -> Tensor
             block[..., c - begin] = error
             block[..., : c - begin] += error.unsqueeze(3) * form.factor[:, c, None, None, begin:c]
         errors = torch.cat([block, _follow(errors, ancestor)], dim=3)
-    best = cost.argmin(dim=2, keepdim=True)
+    # Errors from the target tell what of each cost is damping alone.
+    apart = errors + (form.scale * (form.centre - form.target)).unsqueeze(2)
+    energy = cost - form.added * apart.square().sum(dim=3)
+    best = energy.argmin(dim=2, keepdim=True)
     levels = (_follow(errors, best).squeeze(2) / form.scale + form.centre).round()
     return torch.maximum(torch.minimum(levels, form.high), form.low).to(torch.int16)
 

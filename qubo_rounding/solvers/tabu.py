@@ -12,6 +12,7 @@ from torch import Tensor
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.gptq import Gptq
+from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
@@ -69,7 +70,7 @@ class Tabu(Solver):
         """The best levels of all rounds."""
         start = self.start.solve(problem, seed=seed)
         best, best_energy, rounds = start.levels, start.energy, 0
-        normal = problem.normalised()
+        normal = fix_idle(problem).normalised()
         gram = normal.gram.float().cpu().numpy()
         for rounds in watched(range(1, self.rounds + 1), "tabu"):
             keys = stream_keys(seed, problem.stream, rounds)
@@ -91,7 +92,7 @@ class Tabu(Solver):
     ) -> Tensor:
         """The best levels of one walk from the given ones."""
         slope = (problem.gradient(levels) / 2).float().cpu().numpy()
-        flip = problem.low + problem.high - 2 * levels
+        flip = torch.where(problem.high > problem.low, problem.low + problem.high - 2 * levels, 0)
         step = (problem.scale * flip).float().cpu().numpy()
         flipped = np.zeros(step.shape, np.bool_)
 

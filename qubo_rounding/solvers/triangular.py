@@ -25,22 +25,25 @@ class Triangular:
     Args:
         order: (g, d), which column of the problem stands at each place.
         factor: (g, d, d), L.
+        added: (g, 1, 1), the damping: what was added to the Gram matrix's diagonal.
         centre: (g, r, d), where the damped energy is least, in levels.
-        scale, low, high: (g, r, d), as in the problem.
+        target, scale, low, high: (g, r, d), as in the problem.
     """
 
     order: Tensor
     factor: Tensor
+    added: Tensor
     centre: Tensor
+    target: Tensor
     scale: Tensor
     low: Tensor
     high: Tensor
 
     def part(self, groups: slice, rows: slice) -> Triangular:
         """The same of some groups and rows alone."""
-        of_rows = (self.centre, self.scale, self.low, self.high)
+        of_rows = (self.centre, self.target, self.scale, self.low, self.high)
         cut = (tensor[groups, rows] for tensor in of_rows)
-        return Triangular(self.order[groups], self.factor[groups], *cut)
+        return Triangular(self.order[groups], self.factor[groups], self.added[groups], *cut)
 
     def single(self, unit: Tensor) -> Triangular:
         """The same in float32, energies divided by `unit` (g, r, 1) where that is positive.
@@ -48,7 +51,7 @@ class Triangular:
         The factor stays as it is; a row's scale alone carries the unit.
         """
         scale = self.scale / torch.where(unit > 0, unit, 1.0).sqrt()
-        tensors = (self.factor, self.centre, scale, self.low, self.high)
+        tensors = (self.factor, self.added, self.centre, self.target, scale, self.low, self.high)
         return Triangular(self.order, *(tensor.float() for tensor in tensors))
 
     def restore(self, levels: Tensor) -> Tensor:
@@ -96,16 +99,20 @@ class TriangularSolver(Solver):
             linear = _take(problem.linear, order)
             shift = torch.cholesky_solve(linear.mT, factor).mT / 2
             centre = centre - _scatter(shift, order) / problem.scale
-        of_rows = (centre, problem.scale, problem.low, problem.high)
+        of_rows = (centre, problem.target, problem.scale, problem.low, problem.high)
         taken = (_take(tensor.expand_as(problem.target), order) for tensor in of_rows)
-        return Triangular(order, factor, *taken)
+        return Triangular(order, factor, self._added(problem), *taken)
 
     def _damped(self, problem: RoundingProblem) -> Tensor:
-        diagonal = problem.diagonal[:, 0]
-        extra = (self.damping * diagonal.mean(dim=1, keepdim=True)).expand_as(diagonal)
+        eye = torch.eye(problem.d, dtype=torch.float64, device=problem.device)
+        return problem.gram + self._added(problem) * eye
+
+    def _added(self, problem: RoundingProblem) -> Tensor:
+        """(g, 1, 1) what damping adds to the diagonal."""
+        diagonal = problem.diagonal
         # A group that nothing flows into is all zeros; any definite matrix rounds it to nearest.
-        extra = torch.where((diagonal == 0).all(dim=1, keepdim=True), 1.0, extra)
-        return problem.gram + torch.diag_embed(extra)
+        dead = (diagonal == 0).all(dim=2, keepdim=True)
+        return torch.where(dead, 1.0, self.damping * diagonal.mean(dim=2, keepdim=True))
 
     def _column_order(self, problem: RoundingProblem) -> Tensor:
         """(g, d) columns, the one to be rounded first in last place."""
