@@ -1,11 +1,14 @@
-"""Row tiles in parallel: compiled single-threaded kernels, one tile a task."""
+"""Rows and row tiles in parallel: compiled single-threaded kernels, one row or tile a task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import torch
+
+from qubo_rounding.watch import watched
 
 TILE_ROWS = 32  # errors and gradients of a tile stay in the second-level cache for d up to 4,608
 
@@ -33,3 +36,32 @@ def for_each_tile(g: int, r: int, kernel: Callable[[int, slice], None]) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(run_share, range(threads)):
             pass
+
+
+def for_each_row(
+    g: int, r: int, kernel: Callable[[int, int], None], label: str, stop: Event | None = None
+) -> None:
+    """Call `kernel(group, row)` for every row, on torch's number of threads, behind one bar.
+
+    For kernels of very different length: a thread takes the next row when it has finished one. Time
+    limits are the kernel's affair; all rows are called, whatever `watched` says.
+
+    Args:
+        g, r: groups and rows.
+        kernel: works in place and releases the interpreter lock.
+        label: of the progress bar.
+        stop: where given, Ctrl-C sets it instead of being raised, and kernels that look at it end.
+    """
+    rows = [(group, row) for group in range(g) for row in range(r)]
+    with ThreadPoolExecutor(min(torch.get_num_threads(), len(rows))) as pool:
+        tasks = [pool.submit(kernel, *row) for row in rows]
+        try:
+            for task in watched(tasks, label):
+                task.result()
+        except KeyboardInterrupt:
+            if stop is None:
+                pool.shutdown(cancel_futures=True)
+                raise
+            stop.set()
+    for task in tasks:
+        task.result()

@@ -7,7 +7,7 @@ who calls it decides about both with `watching(...)`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -58,3 +58,12 @@ def watched(items: Iterable[Item], label: str) -> Iterator[Item]:
             yield item
             if time.monotonic() >= watch.deadline:
                 return
+
+
+def alarm() -> Callable[[], bool]:
+    """A function that says whether the enclosing `watching` block's time limit is reached.
+
+    For kernels on other threads, which do not see the block themselves.
+    """
+    deadline = _current.get().deadline
+    return lambda: time.monotonic() >= deadline

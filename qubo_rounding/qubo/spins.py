@@ -1,0 +1,105 @@
+"""One row of a rounding problem over odd integers: the form of bounds and exact search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qubo_rounding.problem import RoundingProblem
+
+
+@dataclass(frozen=True, eq=False)
+class SpinRow:
+    """A row as ``energy = unit * (s' A s + 2 b' s + c)`` over odd integers s_j in [low_j, high_j].
+
+    The two levels of an up/down weight are s = -1 and +1, where s^2 = 1 is constant: that is what
+    every diagonal shift rests on. Wider weights have -1 and +1 at the two levels around the target
+    and go on with -3, 3, ... Fixed weights, and columns that nothing flows into, are left out.
+
+    Args:
+        matrix: (n, n) A, symmetric, in units of `unit`.
+        slope: (n,) b, in units of `unit`.
+        offset: c, in units of `unit`.
+        unit: energy scale that makes A's mean absolute row sum 1; positive.
+        low, high: (n,) smallest and largest spin, odd integers as float64.
+        columns: (n,) the column each spin stands for.
+        anchor: (n,) the level at s = -1.
+        rest: (d,) int16 levels of the columns left out; the others hold their low level.
+    """
+
+    matrix: np.ndarray
+    slope: np.ndarray
+    offset: float
+    unit: float
+    low: np.ndarray
+    high: np.ndarray
+    columns: np.ndarray
+    anchor: np.ndarray
+    rest: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of spins."""
+        return len(self.columns)
+
+    @property
+    def wide(self) -> np.ndarray:
+        """(n,) bool: has this weight more than two levels?"""
+        return self.high - self.low > 2
+
+    def spins(self, levels: np.ndarray) -> np.ndarray:
+        """(n,) float64 spins of levels (d,)."""
+        return 2.0 * (levels[self.columns] - self.anchor) - 1
+
+    def levels(self, spins: np.ndarray) -> np.ndarray:
+        """(d,) int16 levels of spins (n,); the inverse of `spins`."""
+        levels = self.rest.copy()
+        levels[self.columns] = np.rint((spins + 1) / 2) + self.anchor
+        return levels
+
+    def energy(self, spins: np.ndarray) -> float:
+        """The row's energy, offset included, output^2 per position."""
+        return self.unit * (float(spins @ (self.matrix @ spins + 2 * self.slope)) + self.offset)
+
+
+def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
+    """One row of a problem in spin form.
+
+    With m the errors at the spins' origin and h half the grid steps, e = m + h * s, so
+    A = h h' * G, b = h * (G m + l / 2) and c = m' G m + l' m + offset.
+
+    Args:
+        problem: any rounding problem.
+        group, row: which row.
+    """
+    gram = problem.gram[group].cpu().numpy()
+    low, high = (t[group, row].cpu().numpy() for t in (problem.low, problem.high))
+    target = problem.target[group, row].cpu().numpy()
+    scale = problem.scale.expand_as(problem.target)[group, row].cpu().numpy()
+    tilt = 0.0 if problem.linear is None else problem.linear[group, row].cpu().numpy() / 2
+    nearest = np.clip(np.rint(target), low, high).astype(np.int16)
+    flows = gram.any(axis=1) | (np.zeros(len(target)) + tilt != 0)
+    free = (high > low) & flows
+    columns = np.flatnonzero(free)
+    # -1 and +1 are the levels around the target, as far as the range has them.
+    anchor = np.clip(np.floor(target), low, np.maximum(high - 1, low))[columns]
+    middle = np.where(flows, low, nearest).astype(float)
+    middle[columns] = anchor + 0.5
+    error = scale * (middle - target)
+    half = scale[columns] / 2
+    passed = gram @ error
+    matrix = half[:, None] * gram[np.ix_(columns, columns)] * half
+    unit = float(np.abs(matrix).sum(axis=1).mean()) if len(columns) else 1.0
+    unit = unit if unit > 0 else 1.0
+    return SpinRow(
+        matrix=matrix / unit,
+        slope=half * (passed + tilt)[columns] / unit,
+        offset=(float(error @ (passed + 2 * tilt)) + float(problem.offset[group, row])) / unit,
+        unit=unit,
+        low=2.0 * (low[columns] - anchor) - 1,
+        high=2.0 * (high[columns] - anchor) - 1,
+        columns=columns,
+        anchor=anchor,
+        rest=np.where(flows, low, nearest).astype(np.int16),
+    )

@@ -1,0 +1,266 @@
+"""The diagonal shift that makes a row's search ellipsoid smallest, and the tables of that search.
+
+On spins s = -1, +1 the term y_j s_j^2 is constant, so any diagonal y may leave the matrix:
+s' A s = s' (A - Y) s + sum(y). Levels no worse than an incumbent of energy U lie in the ellipsoid
+{(s - x)' (A - Y) (s - x) <= U - base(y)} around the relaxed minimum x, whose value base(y) is a
+lower bound. The shift of the greatest bound is that of the semidefinite relaxation; it makes A - Y
+singular and the ellipsoid unbounded. A depth-first search visits about as many nodes as the
+ellipsoid has volume, so we minimise
+
+    log volume = n/2 log(U - base(y)) - 1/2 log det(A - Y) + constant,
+
+by Newton's method. Where base is linearised this is a barrier problem with weight
+mu = (U - base) / n, so the path that an interior-point method walks, left at the best point.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from qubo_rounding.solvers.dense_kernels import factorise, invert, solve_factored
+
+_NEWTON_STEPS = 100
+_CENTRED = 0.02  # Newton decrement^2, relative to mu, at which the volume no longer falls visibly
+_BARRIER = 0.1  # its barrier weight: the fitted diagonal keeps about a tenth below its optimum
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _shifted(matrix, shift, out):  # pyright: ignore
+    """Out = matrix - diag(shift), for the leading block that `shift` covers."""
+    n = len(shift)
+    for i in range(n):
+        for j in range(n):
+            out[i, j] = matrix[i, j]
+        out[i, i] -= shift[i]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _evaluate(matrix, slope, shift, charge, work, lower, centre):  # pyright: ignore
+    """(feasible, base, log det) of a shift; centre becomes the relaxed minimum."""
+    n = len(shift)
+    _shifted(matrix, shift, work)
+    if not factorise(work, lower):
+        return False, 0.0, 0.0
+    for i in range(n):
+        centre[i] = -slope[i]
+    solve_factored(lower, centre)
+    base, log_det = 0.0, 0.0
+    for i in range(n):
+        base += shift[i] * charge[i] + slope[i] * centre[i]
+        log_det += 2 * np.log(lower[i, i])
+    return True, base, log_det
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _newton_direction(inverse, centre, mu, shift, fitted, wide, work, lower, direction):  # pyright: ignore
+    """Newton's direction for base + mu log det; returns the decrement^2."""
+    n = len(shift)
+    for i in range(n):
+        for j in range(i + 1):
+            entry = inverse[i, j]
+            work[i, j] = entry * (2 * centre[i] * centre[j] + mu * entry)
+        direction[i] = 1 - centre[i] * centre[i] - mu * inverse[i, i]
+        if wide[i] and fitted[i]:  # only a positive shift bounds levels beyond the middle two
+            direction[i] += mu / shift[i]
+            work[i, i] += mu / shift[i] ** 2
+        if not fitted[i]:
+            direction[i] = 0.0
+            for j in range(i):
+                work[i, j] = 0.0
+            work[i, i] = 1.0
+    for i in range(n):
+        if not fitted[i]:
+            for j in range(i + 1, n):
+                work[j, i] = 0.0
+    gradient = direction.copy()
+    if not factorise(work, lower):  # rounding noise: nothing left to gain
+        return 0.0
+    solve_factored(lower, direction)
+    decrement = 0.0
+    for i in range(n):
+        decrement += gradient[i] * direction[i]
+    return decrement
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, wide):  # pyright: ignore
+    """Improve a feasible shift in place until the ellipsoid's volume no longer falls.
+
+    Args:
+        matrix, slope: (n, n) A and (n,) b.
+        ceiling: energy U of the incumbent, less the row's offset.
+        weight: 0 takes mu = (U - base) / n, the volume's; a positive one takes mu = weight *
+            base / n, for the diagonal that only has to be large.
+        shift: (n,) feasible: A - Y is positive definite.
+        charge: (n,) what shift_j counts for in the bound: 1, or high^2 for a wide negative one.
+        fitted: (n,) bool, which entries may move.
+        wide: (n,) bool, more than two levels: where these are fitted they stay positive.
+
+    Returns:
+        base(y), the lower bound of the shift, less the row's offset.
+    """
+    n = len(shift)
+    work, lower, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
+    centre, direction, trial, moved = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    _, base, log_det = _evaluate(matrix, slope, shift, charge, work, lower, centre)
+    for _ in range(_NEWTON_STEPS):
+        mu = weight * base / n if weight > 0 else (ceiling - base) / n
+        if mu <= 0:  # the bound has reached the incumbent
+            break
+        invert(lower, work, inverse)
+        decrement = _newton_direction(
+            inverse, centre, mu, shift, fitted, wide, work, lower, direction
+        )
+        if decrement <= _CENTRED * mu:
+            break
+        value = base + mu * log_det + mu * _log_sum(shift, fitted, wide)
+        step, improved = 1.0, False
+        while step > 1e-6:
+            positive = True
+            for i in range(n):
+                trial[i] = shift[i] + step * direction[i]
+                positive = positive and (trial[i] > 0 or not (wide[i] and fitted[i]))
+            if positive:
+                feasible, base_, log_det_ = _evaluate(
+                    matrix, slope, trial, charge, work, lower, moved
+                )
+                if feasible:
+                    reached = base_ + mu * log_det_ + mu * _log_sum(trial, fitted, wide)
+                    if reached >= value + 0.1 * step * decrement:
+                        improved = True
+                        break
+            step *= 0.5
+        if not improved:
+            break
+        base, log_det = base_, log_det_
+        shift[:] = trial
+        centre[:] = moved
+    return base
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _log_sum(shift, fitted, wide):  # pyright: ignore
+    total = 0.0
+    for i in range(len(shift)):
+        if wide[i] and fitted[i]:
+            total += np.log(shift[i])
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def first_shift(matrix, slope, charge, wide):  # pyright: ignore
+    """A feasible shift to start from, and which of its entries may be fitted.
+
+    Negative and uniform, as large as it takes; but a little positive for wide weights. Where the
+    matrix is not definite enough for that, wide weights keep a tiny negative shift.
+    """
+    n = len(slope)
+    work, lower, centre = np.empty((n, n)), np.empty((n, n)), np.empty(n)
+    shift = np.empty(n)
+    mean = 0.0
+    for i in range(n):
+        mean += abs(matrix[i, i]) / n
+    for size in (1e-3, 1e-6):
+        for i in range(n):
+            shift[i] = size * mean if wide[i] else -1e-2 * mean
+        if _evaluate(matrix, slope, shift, charge, work, lower, centre)[0]:
+            return shift, np.ones(n, np.bool_)
+    size = 1e-2 * mean + 1e-300
+    while True:
+        for i in range(n):
+            shift[i] = -1e-13 * mean if wide[i] else -size
+        if _evaluate(matrix, slope, shift, charge, work, lower, centre)[0]:
+            return shift, ~wide
+        size *= 4
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def search_tables(matrix, slope, shift, fits):  # pyright: ignore
+    """What a depth-first search on the shifted matrix needs, its columns put in order.
+
+    At `fits` depths the floors below are fitted anew, which costs time and saves nodes.
+
+    Position n - 1 is decided first: always the spin whose deviation costs most when all others
+    still adapt, 1 / (M^-1)_jj. With u spins undecided, positions 0 to u - 1:
+
+    Returns:
+        order: (n,) int64, the spin at each position.
+        centre: (n,) the relaxed minimum, by position.
+        price: (n + 1, n); price[u, j] is the least cost of moving spin j by 1, all others of
+            the first u adapting.
+        pull: (n + 1, n); where the others go when spin u - 1 moves by 1.
+        floor: (n + 1, n), positive; (s - x)' M (s - x) >= sum_j floor[u, j] (s_j - x_j)^2.
+    """
+    n = len(slope)
+    work, lower, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
+    centre = np.empty(n)
+    charge = np.ones(n)
+    _evaluate(matrix, slope, shift, charge, work, lower, centre)
+    invert(lower, work, inverse)
+    order = np.arange(n)
+    price, pull = np.zeros((n + 1, n)), np.zeros((n + 1, n))
+    for u in range(n, 0, -1):
+        _bring_last(u, order, centre, inverse, price, pull)
+        last = u - 1
+        for j in range(u):
+            price[u, j] = 1 / inverse[j, j]
+        pivot = 1 / inverse[last, last]
+        for j in range(last):
+            pull[u, j] = inverse[j, last] * pivot
+        for i in range(last):  # the inverse of what remains when `last` is decided
+            factor = pull[u, i]
+            for j in range(last):
+                inverse[i, j] -= factor * inverse[last, j]
+    return order, centre, price, pull, _floors(matrix, shift, order, fits)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _bring_last(u, order, centre, inverse, price, pull):  # pyright: ignore
+    """Swap the spin of least variance among the first u to position u - 1, everywhere."""
+    best, last = 0, u - 1
+    for j in range(1, u):
+        if inverse[j, j] < inverse[best, best]:
+            best = j
+    if best == last:
+        return
+    order[best], order[last] = order[last], order[best]
+    centre[best], centre[last] = centre[last], centre[best]
+    for j in range(u):
+        inverse[best, j], inverse[last, j] = inverse[last, j], inverse[best, j]
+    for j in range(u):
+        inverse[j, best], inverse[j, last] = inverse[j, last], inverse[j, best]
+    for v in range(u + 1, len(price)):
+        price[v, best], price[v, last] = price[v, last], price[v, best]
+        pull[v, best], pull[v, last] = pull[v, last], pull[v, best]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _floors(matrix, shift, order, fits):  # pyright: ignore
+    """(n + 1, n) the largest diagonals that fit below the leading blocks of the shifted matrix."""
+    n = len(order)
+    ordered = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            ordered[i, j] = matrix[order[i], order[j]]
+        ordered[i, i] -= shift[order[i]]
+    lower, work, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
+    factorise(ordered, lower)
+    invert(lower, work, inverse)
+    norm = 0.0  # of the inverse: at least its largest eigenvalue
+    for i in range(n):
+        for j in range(n):
+            norm += inverse[i, j] ** 2
+    diagonal = np.full(n, 0.5 / np.sqrt(norm))
+    floor = np.zeros((n + 1, n))
+    flat, ones = np.zeros(n), np.ones(n)
+    every = np.ones(n, np.bool_)
+    stride = max(1, n // fits)
+    for u in range(n, 0, -1):
+        if (n - u) % stride == 0:
+            block = np.ascontiguousarray(ordered[:u, :u])
+            # Held positive: a negative one would need the farthest level, not the nearest.
+            fit_shift(block, flat[:u], 0.0, _BARRIER, diagonal[:u], ones[:u], every[:u], every[:u])
+        for j in range(u):
+            floor[u, j] = diagonal[j] * (1 - 1e-9)
+    return floor

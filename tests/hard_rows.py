@@ -1,0 +1,75 @@
+"""Problems that exact methods have to get right, hundreds of rows each, all enumerable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.testing import random_problem
+
+
+def _duplicated_columns() -> RoundingProblem:
+    problem = random_problem(2, 100, 10, seed=21)
+    gram = problem.gram.clone()
+    gram[:, 5:] = gram[:, :5]
+    gram[:, :, 5:] = gram[:, :, :5]
+    return replace(problem, gram=gram)
+
+
+def _zero_columns() -> RoundingProblem:
+    problem = random_problem(2, 100, 10, seed=22)
+    gram = problem.gram.clone()
+    gram[:, [0, 7]], gram[:, :, [0, 7]] = 0, 0
+    return replace(problem, gram=gram)
+
+
+def _fixed_weights() -> RoundingProblem:
+    problem = random_problem(2, 100, 10, seed=23, linear=True)
+    fixed = torch.rand(problem.target.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    return replace(problem, high=torch.where(fixed, problem.low, problem.high))
+
+
+def _scaled(factor: float) -> RoundingProblem:
+    problem = random_problem(2, 100, 10, seed=24)
+    return replace(problem, gram=problem.gram * factor)
+
+
+def _scale_per_column() -> RoundingProblem:
+    problem = random_problem(2, 100, 10, seed=25)
+    draw = torch.Generator().manual_seed(2)
+    factor = 10 ** (2 * torch.rand(problem.target.shape, generator=draw, dtype=torch.float64) - 1)
+    return replace(problem, scale=problem.scale * factor)
+
+
+def _one_column() -> RoundingProblem:
+    problem = random_problem(2, 50, 1, seed=19, linear=True)
+    return replace(problem, high=problem.low + 1)
+
+
+def indefinite(seed: int, free: bool = False) -> RoundingProblem:
+    """A Gram matrix with eigenvalues of both signs, as a task Hessian has."""
+    problem = random_problem(2, 20, 5 if free else 10, seed=seed, bits=2, free=free, linear=True)
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(problem.gram.shape, generator=draw, dtype=torch.float64)
+    return replace(problem, gram=problem.gram + (noise + noise.mT) / 2)
+
+
+HARD_ROWS = {
+    "dense": random_problem(3, 200, 10, seed=11),
+    "linear": random_problem(2, 100, 10, seed=12, linear=True),
+    "rank 3": random_problem(2, 100, 10, seed=13, rank=3),
+    "rank 1": random_problem(2, 100, 10, seed=14, rank=1),
+    "duplicated columns": _duplicated_columns(),
+    "zero columns": _zero_columns(),
+    "fixed weights": _fixed_weights(),
+    "tiny": _scaled(1e-25),
+    "huge": _scaled(1e25),
+    "scale per column": _scale_per_column(),
+    "free, 2 bits": random_problem(2, 60, 5, seed=15, bits=2, free=True),
+    "free, 3 bits": random_problem(2, 40, 4, seed=16, bits=3, free=True, linear=True),
+    "free, rank 2": random_problem(2, 40, 4, seed=17, bits=3, free=True, rank=2),
+    "grouped": random_problem(150, 1, 9, seed=18),
+    "one column": _one_column(),
+}
