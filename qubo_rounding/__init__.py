@@ -29,21 +29,34 @@ from qubo_rounding.local_loss import bias_shift, local_problem, output_error
 from qubo_rounding.models import Preprocessing, load_model
 from qubo_rounding.network import QuantisedNetwork, problems, quantise
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
+from qubo_rounding.qubo.bqm import from_bqm, levels_from_sample, to_bqm, to_quadratic_model
+from qubo_rounding.qubo.hessian import task_cost, task_hessian, task_problem
+from qubo_rounding.qubo.layer_decisions import rounded_network, split_layers
+from qubo_rounding.qubo.output_curvature import kronecker_hessian, output_hessians
+from qubo_rounding.qubo.row_hessian import row_hessian_problem, row_weights
+from qubo_rounding.qubo.samplers import SolverSampler
+from qubo_rounding.qubo.true_loss import every_energy, every_loss, true_losses
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
     Annealing,
     BestOf,
+    CrossEntropy,
     Descent,
     DimodSampler,
     Enumeration,
     FirstThatAccepts,
     Given,
     Gptq,
+    KBest,
+    Klein,
     Nearest,
     RefusedError,
     Solver,
     Stochastic,
+    Tabu,
+    TreeSearch,
     make_solver,
 )
 from qubo_rounding.statistics import Gram, collect_grams, load_grams, save_grams
@@ -56,6 +69,7 @@ __all__ = [
     "AdaRound",
     "Annealing",
     "BestOf",
+    "CrossEntropy",
     "Descent",
     "DimodSampler",
     "Enumeration",
@@ -65,6 +79,8 @@ __all__ = [
     "Gptq",
     "Gram",
     "Grid",
+    "KBest",
+    "Klein",
     "Layer",
     "LayerSettings",
     "MinMax",
@@ -77,25 +93,46 @@ __all__ = [
     "RoundingProblem",
     "Solution",
     "Solver",
+    "SolverSampler",
     "Stochastic",
+    "Tabu",
+    "TreeSearch",
     "WeightMSE",
     "bias_shift",
     "collect_grams",
     "compare",
+    "eigenvalue_bound",
     "evaluate",
+    "every_energy",
+    "every_loss",
     "find_layers",
     "fit_grid",
     "fold_batch_norm",
+    "from_bqm",
+    "kronecker_hessian",
     "layer_problem",
+    "levels_from_sample",
     "load_grams",
     "load_model",
     "local_problem",
     "make_solver",
     "open_images",
     "output_error",
+    "output_hessians",
     "predict",
     "problems",
     "quantise",
+    "rounded_network",
+    "row_hessian_problem",
+    "row_weights",
     "save_grams",
+    "sdp_bound",
+    "split_layers",
+    "task_cost",
+    "task_hessian",
+    "task_problem",
+    "to_bqm",
+    "to_quadratic_model",
+    "true_losses",
     "watching",
 ]

@@ -99,6 +99,11 @@ def test_best_of_keeps_the_best_bound() -> None:
     assert half.gap[1].isinf().all()
 
 
+def test_best_of_has_no_total_bound_where_a_row_has_none() -> None:
+    solution = BestOf((HalfBound(), Nearest())).solve(PROBLEM)
+    assert solution.total_bound is None
+
+
 def test_best_of_counts_a_tie_for_the_first() -> None:
     solution = BestOf((Nearest(), Nearest())).solve(PROBLEM)
     assert solution.stats["won"] == {"0 Nearest": 10, "1 Nearest": 0}

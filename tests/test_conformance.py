@@ -16,9 +16,11 @@ from qubo_rounding.testing import check_solver, planted_problem, random_problem
 LIGHT = {
     "adaround": "adaround:iterations=200,lr=0.05",
     "annealing": "annealing:sweeps=50",
+    "cross_entropy": "cross_entropy:samples=100",
     "dwave_annealing": "dwave_annealing:reads=2,sweeps=50",
     "dwave_tabu": "dwave_tabu:milliseconds=5",
     "dwave_descent": "dwave_descent:reads=20",
+    "tabu": "tabu:rounds=10",
 }
 ENDS_BY_THE_CLOCK = {"dwave_tabu"}
 CALLS = count()

@@ -9,6 +9,7 @@ from typing import Any
 from qubo_rounding.solvers.adaround import AdaRound
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
+from qubo_rounding.solvers.cross_entropy import CrossEntropy
 from qubo_rounding.solvers.descent import Descent
 from qubo_rounding.solvers.dimod_sampler import (
     DimodSampler,
@@ -19,17 +20,25 @@ from qubo_rounding.solvers.dimod_sampler import (
 )
 from qubo_rounding.solvers.enumeration import Enumeration
 from qubo_rounding.solvers.gptq import Gptq
+from qubo_rounding.solvers.k_best import KBest, Klein
 from qubo_rounding.solvers.nearest import Nearest
 from qubo_rounding.solvers.solver import RefusedError, Solver
 from qubo_rounding.solvers.stochastic import Stochastic
+from qubo_rounding.solvers.tabu import Tabu
+from qubo_rounding.solvers.tree_search import TreeSearch
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "nearest": Nearest,
     "stochastic": Stochastic,
     "gptq": Gptq,
+    "k_best": KBest,
+    "klein": Klein,
     "descent": Descent,
     "annealing": Annealing,
+    "tabu": Tabu,
+    "cross_entropy": CrossEntropy,
     "adaround": AdaRound,
+    "tree_search": TreeSearch,
     "enumeration": Enumeration,
     "dwave_annealing": dwave_annealing,
     "dwave_tabu": dwave_tabu,
@@ -83,16 +92,21 @@ __all__ = [
     "AdaRound",
     "Annealing",
     "BestOf",
+    "CrossEntropy",
     "Descent",
     "DimodSampler",
     "Enumeration",
     "FirstThatAccepts",
     "Given",
     "Gptq",
+    "KBest",
+    "Klein",
     "Nearest",
     "RefusedError",
     "Solver",
     "Stochastic",
+    "Tabu",
+    "TreeSearch",
     "dimod_exact",
     "dwave_annealing",
     "dwave_descent",
