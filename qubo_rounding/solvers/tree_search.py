@@ -19,6 +19,7 @@ from qubo_rounding.solvers.depth_first import Tree, grow_tree, restart, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift
 from qubo_rounding.solvers.nearest import Nearest
 from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.tabu import Tabu
 from qubo_rounding.watch import alarm
 
 _EASY_NODES, _EASY_FITS = 2**18, 8  # tens of milliseconds: most rows up to d = 80 end here
@@ -30,8 +31,8 @@ _ROUNDING = 4e-15  # of a row's unit, per spin: what float64 may add to a node's
 
 
 def _default_start() -> Solver:
-    # GPTQ, annealing's own start, has no factor of an indefinite matrix.
-    return FirstThatAccepts((Annealing(), Annealing(start=Nearest())))
+    # GPTQ, tabu's own start, needs a definite matrix, and tabu itself two levels a weight.
+    return FirstThatAccepts((Tabu(rounds=30), Tabu(rounds=30, start=Nearest()), Annealing()))
 
 
 @dataclass(frozen=True)

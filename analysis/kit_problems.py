@@ -1,0 +1,93 @@
+"""Rounding problems of the evaluation kit's networks, with held-out Grams beside them.
+
+Grams are collected once, from 256 calibration and 256 validation photographs, and kept in
+runs/kit_problems; problems of any width of weights are made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from analysis.kit_networks import kit_folder
+from analysis.whole_networks import NETWORKS
+from qubo_rounding import (
+    Gram,
+    LayerSettings,
+    RoundingProblem,
+    bias_shift,
+    collect_grams,
+    find_layers,
+    fold_batch_norm,
+    layer_problem,
+    load_grams,
+    load_model,
+    open_images,
+    output_error,
+    save_grams,
+)
+from qubo_rounding.layers import weight_of
+
+IMAGES = 256
+FOLDER = Path("runs/kit_problems")
+
+
+@dataclass(frozen=True)
+class KitProblem:
+    """One layer's problem, and what judges its levels on held-out photographs.
+
+    Args:
+        layer: its dotted name.
+        problem: up/down, per channel, the bias refitted; from the calibration Gram.
+        weight: (g, r, d) float weights.
+        gram, held_out: moments of the layer's inputs.
+    """
+
+    layer: str
+    problem: RoundingProblem
+    weight: Tensor
+    gram: Gram
+    held_out: Gram
+
+    def held_out_energy(self, levels: Tensor) -> Tensor:
+        """(g, r) energy of levels (g, r, d) on the held-out photographs."""
+        p = self.problem
+        rounded = self.weight.double() + p.errors(levels)
+        return output_error(self.weight, rounded, self.shift(rounded), self.held_out)
+
+    def shift(self, rounded: Tensor) -> Tensor:
+        """(g, r) the bias correction that the calibration photographs ask for."""
+        return bias_shift(self.weight, rounded, self.gram)
+
+
+def kit_problems(network: str, bits: int, widest: int) -> Iterator[KitProblem]:
+    """The problems of a network's layers with at most `widest` columns, in order of execution.
+
+    Args:
+        network: one of whole_networks.NETWORKS.
+        bits: of the weights.
+        widest: largest d.
+    """
+    model, preprocessing = load_model(NETWORKS[network])
+    images = kit_folder() / "images"
+    splits = {}
+    for split in ("calibration", "validation"):
+        path = FOLDER / f"{network}-{split}.safetensors"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            loader = list(open_images(images / split, preprocessing, limit=IMAGES))
+            folded, _ = fold_batch_norm(model, loader[0][0])
+            save_grams(path, collect_grams(folded, loader, progress=True))
+        splits[split] = load_grams(path)
+    first = next(iter(open_images(images / "calibration", preprocessing, limit=1)))[0]
+    folded, _ = fold_batch_norm(model, first)
+    layers = find_layers(folded).layers
+    for name, gram in splits["calibration"].items():
+        layer = layers[name]
+        if layer.d <= widest:
+            weight = layer.matrix(weight_of(folded, layer).detach())
+            problem, _ = layer_problem(layer, weight, gram, LayerSettings(bits=bits))
+            yield KitProblem(name, problem, weight, gram, splits["validation"][name])
