@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 
 import torch
@@ -44,7 +44,7 @@ def for_each_row(
     """Call `kernel(group, row)` for every row, on torch's number of threads, behind one bar.
 
     For kernels of very different length: a thread takes the next row when it has finished one. Time
-    limits are the kernel's affair; all rows are called, whatever `watched` says.
+    limits are the kernel's affair: all rows are called, unless Ctrl-C comes.
 
     Args:
         g, r: groups and rows.
@@ -52,10 +52,10 @@ def for_each_row(
         label: of the progress bar.
         stop: where given, Ctrl-C sets it instead of being raised, and kernels that look at it end.
     """
-    rows = [(group, row) for group in range(g) for row in range(r)]
-    with ThreadPoolExecutor(min(torch.get_num_threads(), len(rows))) as pool:
-        tasks = [pool.submit(kernel, *row) for row in rows]
+    tasks: list[Future[None]] = []
+    with ThreadPoolExecutor(min(torch.get_num_threads(), g * r)) as pool:
         try:
+            tasks.extend(pool.submit(kernel, i // r, i % r) for i in range(g * r))
             for task in watched(tasks, label):
                 task.result()
         except KeyboardInterrupt:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from qubo_rounding.parallel import TILE_ROWS, for_each_tile, row_tiles
+from qubo_rounding.parallel import TILE_ROWS, for_each_row, for_each_tile, row_tiles
+from qubo_rounding.watch import watching
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -54,3 +58,67 @@ def test_an_error_in_a_tile_surfaces(threads: int) -> None:
 
     with pytest.raises(ArithmeticError, match="group 2"):
         for_each_tile(4, 3, kernel)
+
+
+def test_every_row_is_worked_on_once(threads: int) -> None:
+    seen = torch.zeros(3, 40, dtype=torch.int64)
+
+    def kernel(group: int, row: int) -> None:
+        seen[group, row] += 1
+
+    for_each_row(3, 40, kernel, "rows")
+    assert bool((seen == 1).all())
+
+
+def test_a_time_limit_leaves_rows_to_their_kernel() -> None:
+    seen = torch.zeros(1, 20, dtype=torch.int64)
+
+    def kernel(group: int, row: int) -> None:
+        seen[group, row] += 1
+
+    with watching(time_limit=1e-9):
+        for_each_row(1, 20, kernel, "rows")
+    assert bool((seen == 1).all())
+
+
+def test_an_error_in_a_row_surfaces(threads: int) -> None:
+    def kernel(group: int, row: int) -> None:
+        if (group, row) == (1, 2):
+            raise ArithmeticError("row 2")
+
+    with pytest.raises(ArithmeticError, match="row 2"):
+        for_each_row(2, 3, kernel, "rows")
+
+
+def interrupted(stop: threading.Event | None) -> list[int]:
+    """The rows begun when Ctrl-C comes during the first of a hundred, on one thread."""
+    begun: list[int] = []
+
+    def kernel(group: int, row: int) -> None:
+        if stop is not None and stop.is_set():
+            return
+        begun.append(row)
+        if row == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for_each_row(1, 100, kernel, "rows", stop)
+    except KeyboardInterrupt:
+        assert stop is None
+    else:
+        assert stop is not None
+        assert stop.is_set()
+    finally:
+        torch.set_num_threads(before)
+    return begun
+
+
+def test_ctrl_c_is_raised_and_cancels_the_rows_to_come() -> None:
+    assert len(interrupted(None)) < 50
+
+
+def test_ctrl_c_sets_the_given_event_instead() -> None:
+    assert len(interrupted(threading.Event())) < 50

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from qubo_rounding.solvers import AdaRound, Annealing, Descent, Nearest, Solver, Stochastic
 from qubo_rounding.testing import random_problem
-from qubo_rounding.watch import watched, watching
+from qubo_rounding.watch import alarm, watched, watching
 
 INSTANT = 1e-6
 
@@ -19,6 +21,17 @@ def test_a_limit_ends_the_loop_after_its_first_step() -> None:
     with watching(time_limit=INSTANT):
         assert list(watched(range(1000), "loop")) == [0]
     assert len(list(watched(range(1000), "loop"))) == 1000
+
+
+def test_the_alarm_rings_on_other_threads_too() -> None:
+    with watching(time_limit=INSTANT):
+        late = alarm()
+    with watching(time_limit=1000):
+        early = alarm()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(late).result()
+        assert not pool.submit(early).result()
+        assert not pool.submit(alarm()).result()
 
 
 def test_a_generous_limit_changes_nothing() -> None:
