@@ -43,6 +43,18 @@ def _scale_per_column() -> RoundingProblem:
     return replace(problem, scale=problem.scale * factor)
 
 
+def _only_linear() -> RoundingProblem:
+    problem = random_problem(2, 50, 8, seed=26, linear=True)
+    return replace(problem, gram=torch.zeros_like(problem.gram))
+
+
+def _dead_columns_that_pull() -> RoundingProblem:
+    problem = random_problem(2, 50, 8, seed=27, linear=True)
+    gram = problem.gram.clone()
+    gram[:, [1, 4]], gram[:, :, [1, 4]] = 0, 0
+    return replace(problem, gram=gram)
+
+
 def _one_column() -> RoundingProblem:
     problem = random_problem(2, 50, 1, seed=19, linear=True)
     return replace(problem, high=problem.low + 1)
@@ -63,6 +75,8 @@ HARD_ROWS = {
     "rank 1": random_problem(2, 100, 10, seed=14, rank=1),
     "duplicated columns": _duplicated_columns(),
     "zero columns": _zero_columns(),
+    "only linear": _only_linear(),
+    "dead columns that pull": _dead_columns_that_pull(),
     "fixed weights": _fixed_weights(),
     "tiny": _scaled(1e-25),
     "huge": _scaled(1e25),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.problem import ProblemError, RoundingProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class SpinRow:
         matrix: (n, n) A, symmetric, in units of `unit`.
         slope: (n,) b, in units of `unit`.
         offset: c, in units of `unit`.
-        unit: energy scale that makes A's mean absolute row sum 1; positive.
+        unit: energy scale, the mean absolute row sum of A and b; positive.
         low, high: (n,) smallest and largest spin, odd integers as float64.
         columns: (n,) the column each spin stands for.
         anchor: (n,) the level at s = -1.
@@ -72,6 +72,9 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     Args:
         problem: any rounding problem.
         group, row: which row.
+
+    Raises:
+        ProblemError: energies overflow.
     """
     gram = problem.gram[group].cpu().numpy()
     low, high = (t[group, row].cpu().numpy() for t in (problem.low, problem.high))
@@ -89,12 +92,19 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     error = scale * (middle - target)
     half = scale[columns] / 2
     passed = gram @ error
-    matrix = half[:, None] * gram[np.ix_(columns, columns)] * half
-    unit = float(np.abs(matrix).sum(axis=1).mean()) if len(columns) else 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        matrix = half[:, None] * gram[np.ix_(columns, columns)] * half
+        slope = half * (passed + tilt)[columns]
+        unit = float((np.abs(matrix).sum(axis=1) + np.abs(slope)).mean()) if len(columns) else 1.0
+    if not np.isfinite(unit):
+        raise ProblemError(
+            f"energies of (group, row) {(group, row)} are beyond float64; scale the Gram matrix or "
+            "the weights down."
+        )
     unit = unit if unit > 0 else 1.0
     return SpinRow(
         matrix=matrix / unit,
-        slope=half * (passed + tilt)[columns] / unit,
+        slope=slope / unit,
         offset=(float(error @ (passed + 2 * tilt)) + float(problem.offset[group, row])) / unit,
         unit=unit,
         low=2.0 * (low[columns] - anchor) - 1,

@@ -160,7 +160,7 @@ def first_shift(matrix, slope, charge, wide):  # pyright: ignore
     shift = np.empty(n)
     mean = 0.0
     for i in range(n):
-        mean += abs(matrix[i, i]) / n
+        mean += (abs(matrix[i, i]) + 0.01 * abs(slope[i])) / n
     for size in (1e-3, 1e-6):
         for i in range(n):
             shift[i] = size * mean if wide[i] else -1e-2 * mean
