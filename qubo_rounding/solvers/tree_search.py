@@ -11,7 +11,7 @@ import torch
 
 from qubo_rounding.parallel import for_each_row
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.qubo.bounds import sdp_bound_of
+from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound_of
 from qubo_rounding.qubo.spins import SpinRow, spin_row
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import FirstThatAccepts
@@ -48,8 +48,8 @@ class TreeSearch(Solver):
 
     A row that does not end quickly is searched in growing radii: once no levels are found below
     some energy, that energy is a certified lower bound. At a limit a row returns its incumbent and
-    the greatest energy certified, or the bound of the semidefinite relaxation if that is greater.
-    Ctrl-C is such a limit.
+    the greatest energy certified, at least the bound of the semidefinite relaxation, or the
+    eigenvalue bound if it had not begun. Ctrl-C is such a limit.
 
     Integers of any range; the Gram matrix must be positive semidefinite for weights with more than
     two levels, and may be indefinite otherwise.
@@ -93,7 +93,7 @@ class TreeSearch(Solver):
 
         def search_row(group: int, row: int) -> None:
             if (late() and (group, row) != (0, 0)) or stop.is_set():
-                return  # no bound for this row
+                return
             one = RowSearch(
                 spin_row(problem, group, row),
                 levels[group, row],
@@ -105,6 +105,8 @@ class TreeSearch(Solver):
             bound[group, row] = one.lower_bound
 
         for_each_row(problem.g, problem.r, search_row, "tree search", stop)
+        if bool(bound.isnan().any()):  # rows that a limit kept from beginning
+            bound = torch.where(bound.isnan(), eigenvalue_bound(problem).cpu(), bound)
         found = torch.from_numpy(levels).to(problem.device)
         return problem.solution(
             found,
