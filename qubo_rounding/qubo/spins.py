@@ -15,7 +15,7 @@ class SpinRow:
 
     The two levels of an up/down weight are s = -1 and +1, where s^2 = 1 is constant: that is what
     every diagonal shift rests on. Wider weights have -1 and +1 at the two levels around the target
-    and go on with -3, 3, ... Fixed weights, and columns that nothing flows into, are left out.
+    and go on with -3, 3, ... Fixed weights are left out.
 
     Args:
         matrix: (n, n) A, symmetric, in units of `unit`.
@@ -25,7 +25,7 @@ class SpinRow:
         low, high: (n,) smallest and largest spin, odd integers as float64.
         columns: (n,) the column each spin stands for.
         anchor: (n,) the level at s = -1.
-        rest: (d,) int16 levels of the columns left out; the others hold their low level.
+        rest: (d,) int16 levels of the fixed weights; the others hold their low level.
     """
 
     matrix: np.ndarray
@@ -80,14 +80,13 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     low, high = (t[group, row].cpu().numpy() for t in (problem.low, problem.high))
     target = problem.target[group, row].cpu().numpy()
     scale = problem.scale.expand_as(problem.target)[group, row].cpu().numpy()
-    tilt = 0.0 if problem.linear is None else problem.linear[group, row].cpu().numpy() / 2
-    nearest = np.clip(np.rint(target), low, high).astype(np.int16)
-    flows = gram.any(axis=1) | (np.zeros(len(target)) + tilt != 0)
-    free = (high > low) & flows
-    columns = np.flatnonzero(free)
+    tilt = np.zeros(problem.d)
+    if problem.linear is not None:
+        tilt = problem.linear[group, row].cpu().numpy() / 2
+    columns = np.flatnonzero(high > low)
     # -1 and +1 are the levels around the target, as far as the range has them.
     anchor = np.clip(np.floor(target), low, np.maximum(high - 1, low))[columns]
-    middle = np.where(flows, low, nearest).astype(float)
+    middle = low.astype(float)
     middle[columns] = anchor + 0.5
     error = scale * (middle - target)
     half = scale[columns] / 2
@@ -111,5 +110,5 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
         high=2.0 * (high[columns] - anchor) - 1,
         columns=columns,
         anchor=anchor,
-        rest=np.where(flows, low, nearest).astype(np.int16),
+        rest=low,
     )

@@ -17,6 +17,7 @@ from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import FirstThatAccepts
 from qubo_rounding.solvers.depth_first import Tree, grow_tree, restart, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift
+from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.nearest import Nearest
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.solvers.tabu import Tabu
@@ -89,13 +90,14 @@ class TreeSearch(Solver):
         levels = start.levels.cpu().numpy().copy()
         bound = torch.full(start.energy.shape, torch.nan, dtype=torch.float64)
         nodes = np.zeros(levels.shape[:2], np.int64)
+        moving = fix_idle(problem)  # a weight that does not matter would double the search
         stop, late = Event(), alarm()
 
         def search_row(group: int, row: int) -> None:
             if (late() and (group, row) != (0, 0)) or stop.is_set():
                 return
             one = RowSearch(
-                spin_row(problem, group, row),
+                spin_row(moving, group, row),
                 levels[group, row],
                 self.max_nodes,
                 lambda: late() or stop.is_set(),
