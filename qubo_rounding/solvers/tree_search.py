@@ -23,7 +23,8 @@ from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.solvers.tabu import Tabu
 from qubo_rounding.watch import alarm
 
-_EASY_NODES, _EASY_FITS = 2**18, 8  # tens of milliseconds: most rows up to d = 80 end here
+_EASY_NODES = 2**18  # tens of milliseconds: most rows up to d = 80 end here
+_EASY_SPINS_PER_FIT = 10  # so that tables take no longer than the search they shorten
 _HARD_FITS = 48
 _NODES_PER_CALL = 2**20  # some tenths of a second between two looks at the clock
 _GROWTH = 8.0  # each radius takes about this many times the nodes of the one before
@@ -153,13 +154,13 @@ class RowSearch:
         """Search until the optimum is proven or a limit is reached."""
         if self.proven:
             return
-        tree, _ = self._grow(_EASY_FITS)
+        tree, _ = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
         self._search_below(tree, self._ceiling(), min(_EASY_NODES, self._max_nodes))
         if self.proven:
             return
         self._certified = sdp_bound_of(self._row) / self._row.unit - self._row.offset
         if not self._spent():
-            self._search_radii(*self._grow(_HARD_FITS))
+            self._search_radii(*self._grow(fits=_HARD_FITS))
 
     def _grow(self, fits: int) -> tuple[Tree, float]:
         """The tree in the smallest ellipsoid of the incumbent, and its lower bound."""
