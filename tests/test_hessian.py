@@ -18,7 +18,7 @@ from qubo_rounding.grid import MinMax, OutputMSE, fit_grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import find_layers, weight_of
 from qubo_rounding.problem import ProblemError, RoundingProblem
-from qubo_rounding.qubo import hessian
+from qubo_rounding.qubo import hessian, hessian_cost
 from qubo_rounding.qubo.hessian import task_cost, task_hessian, task_problem
 from qubo_rounding.qubo.layer_decisions import rounded_network, split_layers
 from qubo_rounding.watch import watching
@@ -362,9 +362,9 @@ def test_the_value_of_the_loss_tells_two_of_one_name_apart(tmp_path: Path) -> No
 
 def test_folders_of_something_else_and_damaged_files_are_refused(tmp_path: Path) -> None:
     model = perceptron()
-    (tmp_path / ".columns-000000.77.safetensors").write_text("left by a killed run")
+    (tmp_path / ".part-000000.77.safetensors").write_text("left by a killed run")
     task_hessian(model, "0", VECTORS, folder=tmp_path)
-    block = tmp_path / "columns-000000.safetensors"
+    block = tmp_path / "part-000000.safetensors"
     block.write_bytes(block.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"damaged.*delete it"):
         task_hessian(model, "0", VECTORS, folder=tmp_path)
@@ -414,7 +414,7 @@ def test_more_columns_together_take_more_memory_and_large_activations_fewer(
     costs = [task_cost(model, names, IMAGES, chunk=chunk) for chunk in (1, 2, 32)]
     assert costs[0].memory < costs[1].memory < costs[2].memory
     assert task_cost(model, names, IMAGES).chunk == 32
-    monkeypatch.setattr(hessian, "TOGETHER_BYTES", costs[1].memory - costs[0].memory)
+    monkeypatch.setattr(hessian_cost, "TOGETHER_BYTES", costs[1].memory - costs[0].memory)
     assert task_cost(model, names, IMAGES).chunk == 1
 
 

@@ -1,18 +1,18 @@
-"""The task loss as a function of some layers' weights, and products with its curvature.
+"""The task loss as a function of some layers' weights, and what differentiates it.
 
 The weights are one flat vector: the (g, r, d) matrices of the layers, row-major, one after the
 other. With z(w) the network's outputs and L(z) the mean loss of a batch,
 
-    Hessian        H v = d/dw (dL/dw . v)
-    Gauss-Newton   J' (d2L/dz2) J v,  J = dz/dw
+    Hessian        d2L/dw2
+    Gauss-Newton   J' (d2L/dz2) J,  J = dz/dw
 
-Both are exact products by automatic differentiation, for any scalar loss. They are the same where
-the outputs are piecewise linear in the weights: for one layer, used once, of a network whose other
+Both are exact by automatic differentiation, for any scalar loss. They are the same where the
+outputs are piecewise linear in the weights: for one layer, used once, of a network whose other
 functions are piecewise linear (ReLU, ReLU6, pooling). The weights of several layers multiply each
 other, so that off the diagonal blocks of several layers the two differ even there.
 
-Source: Nagel et al. 2020, arXiv 2004.10568, eq 6 and 13; Martens 2020, arXiv 1412.1193 (products
-with Gauss-Newton matrices).
+Source: Nagel et al. 2020, arXiv 2004.10568, eq 6 and 13; Martens 2020, arXiv 1412.1193
+(Gauss-Newton matrices).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from qubo_rounding.watch import Item, watched
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Curvature = Literal["hessian", "gauss_newton"]
-Product = Callable[[Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -144,29 +143,24 @@ class TaskLoss:
             total += share * torch.autograd.grad(value, at)[0].double()
         return total
 
-    def product(self, curvature: Curvature, batch: Batch) -> Product:
-        """Vectors (k, d) times the curvature of one batch's loss: a function, (k, d) to (k, d).
 
-        Raises:
-            ValueError: the curvature is another word.
-        """
-        check_curvature(curvature)
-        at, (inputs, labels) = self.weights.clone().requires_grad_(), batch
-        outputs = self.outputs(at, inputs)
-        if curvature == "hessian":
-            (slope,) = slope_at(self.value(outputs, labels), [at])
-            return lambda vectors: pull_back(slope, at, vectors)
-        ends = outputs.detach().requires_grad_()
-        (end_slope,) = slope_at(self.value(ends, labels), [ends])
-        # J' u is linear in u, so its derivative by u takes v to J v: no forward mode is needed.
-        probe = torch.zeros_like(outputs, requires_grad=True)
-        (pulled,) = torch.autograd.grad(outputs, at, probe, create_graph=True)
+class HessianColumns:
+    """The Hessian of one batch's loss, some columns at a time.
 
-        def product(vectors: Tensor) -> Tensor:
-            moves = pull_back(pulled, probe, vectors)
-            return pull_back(outputs, at, pull_back(end_slope, ends, moves))
+    Args:
+        task: the loss.
+        batch: inputs and labels.
+    """
 
-        return product
+    def __init__(self, task: TaskLoss, batch: Batch) -> None:
+        inputs, labels = batch
+        self._at = task.weights.clone().requires_grad_()
+        (self._slope,) = slope_at(task.value(task.outputs(self._at, inputs), labels), [self._at])
+        self.count = len(self._at)
+
+    def products(self, start: int, end: int) -> Tensor:
+        """Columns `start` to `end` as rows (end - start, d)."""
+        return pull_back(self._slope, self._at, unit_rows(self._at, start, end))
 
 
 def slope_at(value: Tensor, at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -194,6 +188,13 @@ def pull_back(outputs: Tensor, inputs: Tensor, vectors: Tensor) -> Tensor:
         is_grads_batched=batched,
     )
     return nothing if result is None else result.reshape(nothing.shape)
+
+
+def unit_rows(like: Tensor, start: int, end: int) -> Tensor:
+    """(end - start, n) rows of the identity matrix, for `like` (n,)."""
+    units = like.new_zeros(end - start, len(like))
+    units.diagonal(start).fill_(1)
+    return units
 
 
 def all_watched(items: Sequence[Item], label: str, advice: str) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""A folder with the finished columns of one Hessian: an interrupted computation goes on there."""
+"""A folder with the finished parts of one Hessian: an interrupted computation goes on there."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
 
-_BLOCK_NAME = re.compile(r"columns-(\d+)\.safetensors")
+_PART_NAME = re.compile(r"part-(\d+)\.safetensors")
 
 
-class ColumnFolder:
-    """Finished blocks of columns, one file each; every file tells whose Hessian it belongs to.
+class HessianFolder:
+    """Numbered parts, one file each: blocks of columns, or the sum over the first batches.
+
+    Every file tells whose Hessian it belongs to.
 
     Args:
         path: the folder; made where it is missing.
-        identity: everything that decides about the columns, JSON-serialisable.
+        identity: everything that decides about the parts, JSON-serialisable.
 
     Raises:
-        ValueError: the folder holds columns of another Hessian, or something else.
+        ValueError: the folder holds parts of another Hessian, or something else.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
@@ -39,35 +41,42 @@ class ColumnFolder:
             if not file.name.startswith("."):
                 self._check(file)
 
-    def save(self, start: int, columns: Tensor) -> None:
-        """Keep the columns (k, d) from number `start` on."""
+    def save(self, number: int, part: Tensor) -> None:
+        """Keep one part."""
         metadata = {"identity": json.dumps(self._identity)}
-        with atomic_path(self._file(start)) as temporary:
-            save_file({"columns": columns.cpu().contiguous()}, temporary, metadata=metadata)
+        with atomic_path(self._file(number)) as temporary:
+            save_file({"part": part.cpu().contiguous()}, temporary, metadata=metadata)
 
-    def load(self, start: int) -> Tensor | None:
-        """The columns (k, d) kept from number `start` on, or None where they are still to be done.
+    def replace(self, number: int, part: Tensor) -> None:
+        """Keep this part and no other."""
+        self.save(number, part)
+        for other in set(self.numbers()) - {number}:
+            self._file(other).unlink()
+
+    def load(self, number: int) -> Tensor | None:
+        """The part of this number, or None where it is still to be done.
 
         Raises:
-            ValueError: their file is damaged.
+            ValueError: its file is damaged.
         """
-        file = self._file(start)
+        file = self._file(number)
         if not file.exists():
             return None
         with _reading(file) as content:
-            return content.get_tensor("columns")
+            return content.get_tensor("part")
 
-    def count(self) -> int:
-        """How many blocks are kept."""
-        return sum(1 for _ in self.path.glob("columns-*.safetensors"))
+    def numbers(self) -> list[int]:
+        """Which parts are kept, in order."""
+        names = (_PART_NAME.fullmatch(file.name) for file in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name)
 
-    def _file(self, start: int) -> Path:
-        return self.path / f"columns-{start:06d}.safetensors"
+    def _file(self, number: int) -> Path:
+        return self.path / f"part-{number:06d}.safetensors"
 
     def _check(self, file: Path) -> None:
-        if not _BLOCK_NAME.fullmatch(file.name):
+        if not _PART_NAME.fullmatch(file.name):
             raise ValueError(
-                f"{self.path} holds {file.name}, which is no block of columns; give a new or an "
+                f"{self.path} holds {file.name}, which is no part of a Hessian; give a new or an "
                 "empty folder."
             )
         with _reading(file) as content:
@@ -75,7 +84,7 @@ class ColumnFolder:
         differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
         if differing:
             raise ValueError(
-                f"{self.path} holds columns of another Hessian (other {', '.join(differing)}). "
+                f"{self.path} holds parts of another Hessian (other {', '.join(differing)}). "
                 "Give a new folder, or the same network, data and settings to go on there."
             )
 
