@@ -22,6 +22,7 @@ from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from analysis.whole_networks import NETWORKS
 from qubo_rounding import SOLVERS, RoundingProblem, TreeSearch, make_solver, watching
+from qubo_rounding.report import markdown_table
 
 PATH = RESULTS / "solver_ratios.csv"
 WIDEST, ROWS, SECONDS_TO_PROVE = 112, 24, 120
@@ -88,7 +89,7 @@ def _some_rows(item: KitProblem) -> tuple[RoundingProblem, Callable[[Tensor], Te
 
 
 def render() -> None:
-    """Write one line a network, kind of layer and solver: geometric means over layers."""
+    """Write geometric means over layers by kind of layer, and the ratio of sums of every layer."""
     rows, table = read_rows(PATH), []
     kinds: dict[str, Callable[[int], bool]] = {
         "d = 9 and 25": lambda d: d in (9, 25),
@@ -109,7 +110,19 @@ def render() -> None:
                         {"network": network, "layers": f"{kind} ({len(own)})", "solver": solver}
                         | _summary(own)
                     )
-    write_markdown("solver_ratios", table)
+    by_layer = "Energy / optimum, ratio of the sums over rows:\n\n" + markdown_table(_layers(rows))
+    write_markdown("solver_ratios", table, by_layer)
+
+
+def _layers(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """One line a layer, one column a solver."""
+    layers: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        line = {"network": row["network"], "layer": row["layer"], "d": row["d"]}
+        line |= {"rows": f"{row['rows']} of {row['of']}"} | dict.fromkeys(SOLVERS, "-")
+        line = layers.setdefault((row["network"], row["layer"]), line)
+        line[row["solver"]] = f"{float(row['ratio_of_sums']):.3f}"
+    return list(layers.values())
 
 
 def _summary(rows: list[dict[str, str]]) -> dict[str, Any]:
