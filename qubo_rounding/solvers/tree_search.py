@@ -29,7 +29,7 @@ _HARD_FITS = 48
 _NODES_PER_CALL = 2**20  # some tenths of a second between two looks at the clock
 _GROWTH = 8.0  # each radius takes about this many times the nodes of the one before
 _TOLERANCE = 2e-10  # relative: leaves that undercut the incumbent by less do not count
-_ROUNDING = 4e-15  # of a row's unit, per spin: what float64 may add to a node's cost
+_ROUNDING = 1e-15  # of a row's unit, per spin: ten times what float64 adds to costs of real rows
 
 
 def _default_start() -> Solver:
