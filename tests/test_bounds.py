@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 from hard_rows import HARD_ROWS, indefinite
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_bounds import exact_optimum
 
 import qubo_rounding as qr
 from qubo_rounding.layers import weight_of
 from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.qubo import bounds, mixing
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound, sdp_bound_of
 from qubo_rounding.qubo.spins import spin_row
 from qubo_rounding.solvers import Enumeration
@@ -118,6 +121,76 @@ def test_rows_give_the_same_bounds_alone() -> None:
 def test_an_indefinite_matrix_has_bounds() -> None:
     assert_below_optimum(indefinite(seed=3))
     assert_below_optimum(indefinite(seed=3, free=True))
+
+
+@pytest.mark.parametrize("name", HARD_ROWS)
+def test_bounds_of_rows_swept_together_lie_below_the_optimum(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an accelerator runs, here on the CPU."""
+    problem = HARD_ROWS[name].part(slice(0, 60), slice(0, 20))
+    apart = sdp_bound(problem, sweeps=30)
+    monkeypatch.setattr(mixing, "sweep_apart", mixing.sweep_together)
+    together = sdp_bound(problem, sweeps=30)
+    assert bool((together <= Enumeration().solve(problem).energy).all())
+    # The same steps in float32, summed in another order.
+    room = 1e-3 * (apart.abs() + problem.d * problem.unit[..., 0])
+    assert bool(((together - apart).abs() <= room).all())
+
+
+def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(3, 11, 13, seed=4, linear=True)
+    whole = sdp_bound(problem)
+    monkeypatch.setattr(bounds, "_AT_ONCE", 4 * 13**2)
+    monkeypatch.setattr(bounds, "_NUMBERS", 3 * 14**2)
+    assert torch.allclose(sdp_bound(problem), whole, rtol=1e-9)
+
+
+def test_a_row_s_own_bound_is_its_bound_in_the_layer() -> None:
+    problem = random_problem(2, 4, 20, seed=6, linear=True)
+    bound = sdp_bound(problem, sweeps=1000)
+    for group, row in product(range(2), range(4)):
+        own = sdp_bound_of(spin_row(problem, group, row), sweeps=1000)
+        assert own == pytest.approx(float(bound[group, row]), rel=1e-4)
+
+
+def test_a_fixed_row_s_bound_is_its_energy() -> None:
+    problem = random_problem(2, 3, 6, seed=8, linear=True)
+    problem = replace(problem, high=problem.low)
+    assert torch.allclose(sdp_bound(problem), problem.energy(problem.low), rtol=1e-7)
+
+
+def assert_below_in_exact_arithmetic(problem: RoundingProblem) -> None:
+    scale = problem.scale.expand_as(problem.target)
+    bound = torch.maximum(sdp_bound(problem), eigenvalue_bound(problem))
+    for row in range(problem.r):
+        own = (t[0, row].numpy() for t in (problem.target, scale, problem.low, problem.high))
+        assert Fraction(float(bound[0, row])) <= exact_optimum(problem.gram[0].numpy(), *own)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_hold_where_the_gram_matrix_is_hardly_symmetric(seed: int) -> None:
+    """A diagonal matrix has tight bounds, and the two triangles of this one differ."""
+    draw = torch.Generator().manual_seed(seed)
+    entries = torch.rand(1, 3, generator=draw, dtype=torch.float64) + 0.5
+    upper = torch.randn(1, 3, 3, generator=draw, dtype=torch.float64).triu(1).clamp(-1, 1)
+    gram = torch.diag_embed(entries) + 4e-10 * upper
+    assert_below_in_exact_arithmetic(replace(random_problem(1, 20, 3, seed=seed), gram=gram))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_hold_where_huge_errors_cancel(seed: int) -> None:
+    """Two fixed weights err by a million steps, and hardly anything reaches the output."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(1, 5, 1, generator=draw, dtype=torch.float64)
+    target = torch.randn(1, 20, 5, generator=draw, dtype=torch.float64)
+    target[..., 0] = 1e6 * (1 + torch.rand(20, generator=draw, dtype=torch.float64))
+    target[..., 1] = -target[..., 0] * inputs[0, 0] / inputs[0, 1]
+    low = target.clamp(-9, 9).floor().to(torch.int16)
+    low[..., :2] = 0
+    high = low + torch.tensor([0, 0, 1, 1, 1], dtype=torch.int16)
+    scale = torch.ones(1, 20, 1, dtype=torch.float64)
+    assert_below_in_exact_arithmetic(RoundingProblem(inputs @ inputs.mT, target, scale, low, high))
 
 
 def test_a_time_limit_leaves_rows_without_a_bound() -> None:
