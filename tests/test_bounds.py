@@ -95,6 +95,17 @@ def test_the_sdp_bound_reaches_the_relaxation_s_optimum() -> None:
     assert sdp_bound_of(row, sweeps=3000) == pytest.approx(reached, rel=1e-6)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("above", [0, 1e-15, 0.3])
+def test_a_gram_matrix_of_zeros_has_bounds_that_do_not_underflow(fixed: bool, above: float) -> None:
+    problem = random_problem(1, 50, 3, seed=10)
+    problem = replace(problem, gram=0 * problem.gram, target=problem.low.double() + above)
+    problem = replace(problem, high=problem.low) if fixed else problem
+    for bound in (eigenvalue_bound(problem), sdp_bound(problem)):
+        assert bool((bound <= 0).all())
+        assert bool((bound > -1e-25).all())
+
+
 def test_a_diagonal_gram_s_bound_is_its_optimum() -> None:
     problem = random_problem(1, 5, 8, seed=9)
     problem = replace(problem, gram=torch.diag_embed(problem.gram.diagonal(dim1=1, dim2=2)))

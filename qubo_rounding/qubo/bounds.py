@@ -33,7 +33,8 @@ from qubo_rounding.row_batches import row_batches
 from qubo_rounding.watch import watched
 
 _EPSILON = float(np.finfo(np.float64).eps)
-_SMALLEST = 1e-290  # keeps the shift of an all-zero matrix away from its eigenvalue
+_SMALLEST = 1e-140  # keeps the shift of an all-zero matrix away from its eigenvalue
+_UNDERFLOW = float(np.finfo(np.float64).tiny)
 _AT_ONCE = 2**23  # d^2 times rows between two looks at the clock, some seconds on one core
 _TOGETHER = 2**24  # numbers in the vectors of rows that are swept together
 _NUMBERS = 2**21  # in a batch of matrices: 16 MiB, which malloc keeps; more comes with page faults
@@ -72,7 +73,7 @@ def eigenvalue_bound(problem: RoundingProblem) -> Tensor:
             t = shift.unsqueeze(2)
             doubt = blur * (tilt_size + t.abs() * reach.unsqueeze(2))
             pull = (tilt + t * middle).abs() + doubt
-            pulled = (pull**2 / (4 * (values.unsqueeze(1) - t))).sum(dim=2)
+            pulled = ((pull**2 + _UNDERFLOW) / (4 * (values.unsqueeze(1) - t))).sum(dim=2)
             size = problem.offset.abs() + shift.abs() * reach**2 + pulled
             safe = problem.offset - shift * product - pulled - 8 * problem.d * _EPSILON * size
             return torch.where(shift <= top.unsqueeze(1), safe, -torch.inf)
@@ -195,7 +196,8 @@ def _certified(rows: SpinRows, lengths: Tensor) -> Tensor:
     free = pad(half > 0, (0, 1), value=True)
     # A negative dual variable counts largest times over.
     left = torch.where(largest > 1, torch.minimum(lengths, own), lengths)
-    left = torch.where(free, left, 1.0)  # those that are fixed only keep the matrix definite
+    # Fixed weights stand apart and must not be those that decide.
+    left = torch.where(free, left, left.amax(dim=2, keepdim=True))
     matrix = half.new_zeros(g, r, n, n)
     matrix[..., :-1, :-1] = half.unsqueeze(3) * rows.gram.unsqueeze(1) * half.unsqueeze(2)
     matrix[..., -1, :-1] = half * rows.slope  # the upper triangle is not read
