@@ -16,7 +16,7 @@ from qubo_rounding.passes import LayerCall, LayerTap, Pass, input_batches
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    # The threads themselves, not their number: a thread that an earlier test left may end meanwhile.
+    # The threads, not their number: one that an earlier test left may end meanwhile.
     before = set(threading.enumerate())
     yield
     assert set(threading.enumerate()) <= before
