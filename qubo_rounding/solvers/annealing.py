@@ -10,6 +10,7 @@ import torch
 
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
@@ -61,17 +62,13 @@ class Annealing(Solver):
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The best local minimum of all reads."""
         start = self.start.solve(problem, seed=seed)
-        best, best_energy, shares = start.levels, start.energy, []
+        best, shares = BestLevels(problem, start.levels, start.energy), []
         for read in watched(range(self.reads), "reads"):
             annealed, share = self._anneal(problem, start.levels, seed, read)
-            levels, _ = descend(problem, annealed)
-            energy = problem.energy(levels)
-            better = energy < best_energy
-            best = torch.where(better.unsqueeze(2), levels, best)
-            best_energy = torch.where(better, energy, best_energy)
+            best.offer(descend(problem, annealed)[0])
             shares.append(share)
         return problem.solution(
-            best,
+            best.levels,
             reads=len(shares),
             accepted_share=sum(shares) / len(shares),
             energy_start=float(start.energy.sum()),

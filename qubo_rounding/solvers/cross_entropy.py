@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
@@ -82,7 +83,8 @@ class CrossEntropy(Solver):
         # A target out of reach is no reason never to try the other level.
         p = torch.where(room > 0, share.clamp(_SETTLED, 1 - _SETTLED), 0.0).float()
         energies = _Energies(problem)
-        best = _Best(problem)
+        nearest = problem.nearest()
+        best = BestLevels(problem, nearest, problem.energy(nearest))
         kept = max(1, round(self.elite * self.samples))
         iteration, settled = 0, torch.zeros_like(problem.offset)
         for iteration in watched(range(self.iterations), "cross-entropy"):
@@ -92,14 +94,14 @@ class CrossEntropy(Solver):
             energy = energies(bits)
             elite = energy.topk(kept, dim=2, largest=False).indices
             bits = bits.take_along_dim(elite.unsqueeze(3), dim=2)
-            best.offer(bits[:, :, 0])
+            best.offer(torch.where(bits[:, :, 0], problem.high, problem.low))
             p = p.lerp(bits.float().mean(dim=2), self.smoothing)
             p = torch.where(p < _SETTLED, 0.0, torch.where(p > 1 - _SETTLED, 1.0, p))
             # What has settled draws the same sample for ever, however long other rows go on.
             settled = ((p == 0) | (p == 1)).all(dim=2)
             if bool(settled.all()):
                 break
-        best.offer(p >= 0.5)
+        best.offer(torch.where(p >= 0.5, problem.high, problem.low))
         return best.levels, iteration + 1, int(settled.sum())
 
 
@@ -121,20 +123,3 @@ class _Energies:
         if self.linear is not None:
             slope += self.linear
         return slope.mul_(errors).sum(dim=3)
-
-
-class _Best:
-    """The best levels offered so far, row by row, compared in float64; nearest is the first."""
-
-    def __init__(self, problem: RoundingProblem) -> None:
-        self.problem = problem
-        self.levels = problem.nearest()
-        self.energy = problem.energy(self.levels)
-
-    def offer(self, bits: Tensor) -> None:
-        """Keep these bits (g, r, d) in the rows where they are better."""
-        levels = torch.where(bits, self.problem.high, self.problem.low)
-        energy = self.problem.energy(levels)
-        better = energy < self.energy
-        self.levels = torch.where(better.unsqueeze(2), levels, self.levels)
-        self.energy = torch.where(better, energy, self.energy)

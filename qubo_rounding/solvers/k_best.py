@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq, nearest_plane
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
@@ -138,10 +139,10 @@ def _improve_nearest_plane(
     for batch in watched(batches, "paths"):
         part = form.part(*batch)
         levels[batch] = part.restore(walk(part, problem.stream[batch]))
-    better = problem.energy(levels) < start.energy
-    best = torch.where(better.unsqueeze(2), levels, start.levels)
+    best = BestLevels(problem, start.levels, start.energy)
+    improved = best.offer(levels)
     return problem.solution(
-        best, rows_improved=int(better.sum()), energy_start=float(start.energy.sum())
+        best.levels, rows_improved=int(improved.sum()), energy_start=float(start.energy.sum())
     )
 
 

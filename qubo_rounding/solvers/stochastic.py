@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
@@ -32,17 +33,12 @@ class Stochastic(Solver):
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The levels of the best draw of every row."""
-        best = torch.zeros_like(problem.low)
-        best_energy = torch.full_like(problem.offset, torch.inf)
-        drawn = 0
+        infinite = torch.full_like(problem.offset, torch.inf)
+        best, drawn = BestLevels(problem, problem.low, infinite), 0
         for draw in watched(range(self.draws), "stochastic"):
-            levels = _draw(problem, seed, draw)
-            energy = problem.energy(levels)
-            better = energy < best_energy
-            best = torch.where(better.unsqueeze(2), levels, best)
-            best_energy = torch.where(better, energy, best_energy)
+            best.offer(_draw(problem, seed, draw))
             drawn = draw + 1
-        return problem.solution(best, draws=drawn)
+        return problem.solution(best.levels, draws=drawn)
 
 
 def _draw(problem: RoundingProblem, seed: int, draw: int) -> torch.Tensor:

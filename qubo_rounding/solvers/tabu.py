@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
@@ -69,18 +70,14 @@ class Tabu(Solver):
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The best levels of all rounds."""
         start = self.start.solve(problem, seed=seed)
-        best, best_energy, rounds = start.levels, start.energy, 0
+        best, rounds = BestLevels(problem, start.levels, start.energy), 0
         normal = fix_idle(problem).normalised()
         gram = normal.gram.float().cpu().numpy()
         for rounds in watched(range(1, self.rounds + 1), "tabu"):
             keys = stream_keys(seed, problem.stream, rounds)
             kicks = 0 if rounds == 1 else max(2, round(self.kick * problem.d))
-            levels = self._walk(normal, gram, best, keys, kicks)
-            energy = problem.energy(levels)
-            better = energy < best_energy
-            best = torch.where(better.unsqueeze(2), levels, best)
-            best_energy = torch.where(better, energy, best_energy)
-        return problem.solution(best, rounds=rounds, energy_start=float(start.energy.sum()))
+            best.offer(self._walk(normal, gram, best.levels, keys, kicks))
+        return problem.solution(best.levels, rounds=rounds, energy_start=float(start.energy.sum()))
 
     def _walk(
         self,
