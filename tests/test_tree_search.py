@@ -157,11 +157,10 @@ def fitted(seed: int, free: bool = False) -> tuple[SpinRow, np.ndarray, float, f
     problem = random_problem(1, 1, 12, seed=seed, bits=3, free=free)
     row = spin_row(problem, 0, 0)
     largest = np.maximum(row.low**2, row.high**2)
-    charge = np.where(row.wide, largest, 1.0)
-    shift, may_move = first_shift(row.matrix, row.slope, charge, row.wide)
+    shift, may_move = first_shift(row.matrix, row.slope, row.wide)
     charge = np.where(row.wide & (shift < 0), largest, 1.0)
     ceiling = row.energy(row.spins(problem.nearest()[0, 0].numpy())) / row.unit - row.offset
-    arguments = (row.matrix, row.slope, ceiling, 0.0, shift, charge, may_move, row.wide)
+    arguments = (row.matrix, row.slope, ceiling, 0.0, shift, charge, may_move, row.wide & may_move)
     base = fit_shift(*arguments)
     return row, shift, base, ceiling
 

@@ -53,26 +53,20 @@ def _evaluate(matrix, slope, shift, charge, work, lower, centre):  # pyright: ig
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _newton_direction(inverse, centre, mu, shift, fitted, wide, work, lower, direction):  # pyright: ignore
+def _newton_direction(inverse, centre, mu, shift, fitted, held, work, lower, direction):  # pyright: ignore
     """Newton's direction for base + mu log det; returns the decrement^2."""
     n = len(shift)
     for i in range(n):
         for j in range(i + 1):
             entry = inverse[i, j]
-            work[i, j] = entry * (2 * centre[i] * centre[j] + mu * entry)
+            couples = fitted[i] and fitted[j]
+            work[i, j] = entry * (2 * centre[i] * centre[j] + mu * entry) if couples else 0.0
         direction[i] = 1 - centre[i] * centre[i] - mu * inverse[i, i]
-        if wide[i] and fitted[i]:  # only a positive shift bounds levels beyond the middle two
+        if held[i]:
             direction[i] += mu / shift[i]
             work[i, i] += mu / shift[i] ** 2
         if not fitted[i]:
-            direction[i] = 0.0
-            for j in range(i):
-                work[i, j] = 0.0
-            work[i, i] = 1.0
-    for i in range(n):
-        if not fitted[i]:
-            for j in range(i + 1, n):
-                work[j, i] = 0.0
+            direction[i], work[i, i] = 0.0, 1.0
     gradient = direction.copy()
     if not factorise(work, lower):  # rounding noise: nothing left to gain
         return 0.0
@@ -84,7 +78,7 @@ def _newton_direction(inverse, centre, mu, shift, fitted, wide, work, lower, dir
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, wide):  # pyright: ignore
+def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # pyright: ignore
     """Improve a feasible shift in place until the ellipsoid's volume no longer falls.
 
     Args:
@@ -95,7 +89,8 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, wide):  # p
         shift: (n,) feasible: A - Y is positive definite.
         charge: (n,) what shift_j counts for in the bound: 1, or high^2 for a wide negative one.
         fitted: (n,) bool, which entries may move.
-        wide: (n,) bool, more than two levels: where these are fitted they stay positive.
+        held: (n,) bool, which of those entries stay positive; only a positive shift bounds levels
+            beyond the middle two.
 
     Returns:
         base(y), the lower bound of the shift, less the row's offset.
@@ -110,23 +105,23 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, wide):  # p
             break
         invert(lower, work, inverse)
         decrement = _newton_direction(
-            inverse, centre, mu, shift, fitted, wide, work, lower, direction
+            inverse, centre, mu, shift, fitted, held, work, lower, direction
         )
         if decrement <= _CENTRED * mu:
             break
-        value = base + mu * log_det + mu * _log_sum(shift, fitted, wide)
+        value = base + mu * log_det + mu * _log_sum(shift, held)
         step, improved = 1.0, False
         while step > 1e-6:
             positive = True
             for i in range(n):
                 trial[i] = shift[i] + step * direction[i]
-                positive = positive and (trial[i] > 0 or not (wide[i] and fitted[i]))
+                positive = positive and (trial[i] > 0 or not held[i])
             if positive:
                 feasible, base_, log_det_ = _evaluate(
                     matrix, slope, trial, charge, work, lower, moved
                 )
                 if feasible:
-                    reached = base_ + mu * log_det_ + mu * _log_sum(trial, fitted, wide)
+                    reached = base_ + mu * log_det_ + mu * _log_sum(trial, held)
                     if reached >= value + 0.1 * step * decrement:
                         improved = True
                         break
@@ -140,37 +135,38 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, wide):  # p
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _log_sum(shift, fitted, wide):  # pyright: ignore
+def _log_sum(shift, held):  # pyright: ignore
     total = 0.0
     for i in range(len(shift)):
-        if wide[i] and fitted[i]:
+        if held[i]:
             total += np.log(shift[i])
     return total
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def first_shift(matrix, slope, charge, wide):  # pyright: ignore
+def first_shift(matrix, slope, wide):  # pyright: ignore
     """A feasible shift to start from, and which of its entries may be fitted.
 
     Negative and uniform, as large as it takes; but a little positive for wide weights. Where the
     matrix is not definite enough for that, wide weights keep a tiny negative shift.
     """
     n = len(slope)
-    work, lower, centre = np.empty((n, n)), np.empty((n, n)), np.empty(n)
-    shift = np.empty(n)
+    work, lower, shift = np.empty((n, n)), np.empty((n, n)), np.empty(n)
     mean = 0.0
     for i in range(n):
         mean += (abs(matrix[i, i]) + 0.01 * abs(slope[i])) / n
     for size in (1e-3, 1e-6):
         for i in range(n):
             shift[i] = size * mean if wide[i] else -1e-2 * mean
-        if _evaluate(matrix, slope, shift, charge, work, lower, centre)[0]:
+        _shifted(matrix, shift, work)
+        if factorise(work, lower):
             return shift, np.ones(n, np.bool_)
     size = 1e-2 * mean + 1e-300
     while True:
         for i in range(n):
             shift[i] = -1e-13 * mean if wide[i] else -size
-        if _evaluate(matrix, slope, shift, charge, work, lower, centre)[0]:
+        _shifted(matrix, shift, work)
+        if factorise(work, lower):
             return shift, ~wide
         size *= 4
 

@@ -165,13 +165,11 @@ class RowSearch:
     def _grow(self, fits: int) -> tuple[Tree, float]:
         """The tree in the smallest ellipsoid of the incumbent, and its lower bound."""
         row = self._row
+        shift, fitted = first_shift(row.matrix, row.slope, row.wide)
         largest = np.maximum(row.low**2, row.high**2)
-        charge = np.where(row.wide, largest, 1.0)
-        shift, fitted = first_shift(row.matrix, row.slope, charge, row.wide)
         charge = np.where(row.wide & (shift < 0), largest, 1.0)
-        base = fit_shift(
-            *(row.matrix, row.slope, self._incumbent, 0.0, shift, charge, fitted, row.wide)
-        )
+        held = row.wide & fitted
+        base = fit_shift(row.matrix, row.slope, self._incumbent, 0.0, shift, charge, fitted, held)
         tree = grow_tree(row.matrix, row.slope, shift, charge, row.wide, row.low, row.high, fits)
         return tree, base
 
