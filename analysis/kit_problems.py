@@ -29,7 +29,7 @@ from qubo_rounding import (
     output_error,
     save_grams,
 )
-from qubo_rounding.layers import weight_of
+from qubo_rounding.layers import matrix_of
 
 IMAGES = 256
 FOLDER = Path("runs/kit_problems")
@@ -88,6 +88,6 @@ def kit_problems(network: str, bits: int, widest: int) -> Iterator[KitProblem]:
     for name, gram in splits["calibration"].items():
         layer = layers[name]
         if layer.d <= widest:
-            weight = layer.matrix(weight_of(folded, layer).detach())
+            weight = matrix_of(folded, layer)
             problem, _ = layer_problem(layer, weight, gram, LayerSettings(bits=bits))
             yield KitProblem(name, problem, weight, gram, splits["validation"][name])

@@ -52,7 +52,7 @@ from qubo_rounding import (
     task_problem,
     watching,
 )
-from qubo_rounding.layers import weight_of
+from qubo_rounding.layers import matrix_of
 
 FOLDER = Path("runs/task_loss")
 KEYS = ("network", "granularity", "objective", "solver", "seed")
@@ -143,7 +143,7 @@ def pose(case: FirstLayer, network: str, granularity: Any) -> dict[str, Rounding
         folder=FOLDER / network,
     )
     layer = find_layers(case.model).layers[case.layer]
-    weight = layer.matrix(weight_of(case.model, layer).detach())
+    weight = matrix_of(case.model, layer)
     gram = collect_grams(case.model, case.calibration, layers={case.layer: layer})[case.layer]
     posed = {"eq 12": full, "eq 13": replace(full, linear=None)}
     if any(method.objective == "eq 18" for method in methods(network)):

@@ -15,7 +15,7 @@ from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.evaluation import Evaluation, evaluate, predict
 from qubo_rounding.imagenet import demo_photographs
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import find_layers, weight_of
+from qubo_rounding.layers import find_layers, matrix_of
 from qubo_rounding.models import load_model
 from qubo_rounding.network import QuantisedNetwork, quantise
 from qubo_rounding.report import (
@@ -140,7 +140,7 @@ def _pictures(
     ratios = {name: energy_ratios(r.network, yardstick) for name, r in results.items()}
     evaluations = {name: r.evaluation for name, r in results.items()}
     layer = find_layers(model).layers[PICTURED_LAYER]
-    weight = layer.matrix(weight_of(model, layer).detach())
+    weight = matrix_of(model, layer)
     problem, _ = layer_problem(layer, weight, grams[layer.name], _REFIT)
     levels = results["annealing"].network.layers[layer.name].levels
     return [

@@ -171,6 +171,14 @@ def weight_of(model: nn.Module, layer: Layer) -> nn.Parameter:
     return weight
 
 
+def matrix_of(model: nn.Module, layer: Layer) -> Tensor:
+    """(g, r, d) a layer's weight in a network as the matrices of its groups, without a graph.
+
+    Args and Raises: as for `weight_of`.
+    """
+    return layer.matrix(weight_of(model, layer).detach())
+
+
 def _kind(module: nn.Module) -> Kind | None:
     return next((kind for kind, types in MODULE_KINDS.items() if isinstance(module, types)), None)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from qubo_rounding.calibration import Data, Step, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import Layer, weight_of
+from qubo_rounding.layers import Layer, matrix_of, weight_of
 from qubo_rounding.local_loss import bias_shift, output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding
@@ -161,7 +161,7 @@ class _Work:
     def _round(self, step: Step) -> RoundedLayer:
         layer, settings = step.layer, self.settings
         gram, held = step.grams()
-        weight = layer.matrix(weight_of(self.model, layer).detach())
+        weight = matrix_of(self.model, layer)
         problem, grid = layer_problem(layer, weight, gram, settings)
         began = time.perf_counter()
         solution = _solve(self.solver, problem, layer, self.seed)
@@ -219,7 +219,7 @@ def problems(
         plan.folded, chain([first], stream), layers=plan.layers, progress=progress
     )
     for name, gram in grams.items():
-        weight = plan.layers[name].matrix(weight_of(plan.folded, plan.layers[name]).detach())
+        weight = matrix_of(plan.folded, plan.layers[name])
         yield name, layer_problem(plan.layers[name], weight, gram, settings)[0]
 
 

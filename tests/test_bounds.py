@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference_bounds import exact_optimum
 
 import qubo_rounding as qr
-from qubo_rounding.layers import weight_of
+from qubo_rounding.layers import matrix_of
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo import bounds, mixing
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound, sdp_bound_of
@@ -64,7 +64,7 @@ def test_bounds_on_real_rows(kit: Path, efficientnet: tuple) -> None:
     layers = {name: x for name, x in qr.find_layers(folded).layers.items() if x.d <= 16}
     rows = 0
     for name, gram in qr.collect_grams(folded, images, layers=layers).items():
-        weight = layers[name].matrix(weight_of(folded, layers[name]).detach())
+        weight = matrix_of(folded, layers[name])
         problem, _ = qr.layer_problem(layers[name], weight, gram, qr.LayerSettings())
         part = problem.part(slice(0, 100), slice(0, 100))
         rows += part.g * part.r

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qubo_rounding.grid import MinMax, OutputMSE, fit_grid
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import find_layers, weight_of
+from qubo_rounding.layers import find_layers, matrix_of, weight_of
 from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.qubo import hessian, hessian_cost
 from qubo_rounding.qubo.hessian import task_cost, task_hessian, task_problem
@@ -242,7 +242,7 @@ def test_every_layer_keeps_its_own_grid(symmetric: bool, granularity: Any) -> No
     assert list(levels) == names
     for name in names:
         layer = find_layers(model).layers[name]
-        weight = layer.matrix(weight_of(model, layer).detach())
+        weight = matrix_of(model, layer)
         bits = 5 if name == "0" else 3
         grid = fit_grid(weight, bits, symmetric=symmetric, granularity=granularity, rule=MinMax())
         assert torch.equal(levels[name], grid.quantize(weight))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import find_layers, weight_of
+from qubo_rounding.layers import find_layers, matrix_of
 from qubo_rounding.qubo import output_curvature, row_hessian
 from qubo_rounding.qubo.hessian import task_hessian
 from qubo_rounding.qubo.layer_decisions import rounded_network, split_layers
@@ -164,7 +164,7 @@ def test_levels_of_rows_go_back_to_the_layer() -> None:
     solution = Enumeration().solve(problem)
     levels = split_layers(problem, solution.levels)["1"]
     assert levels.shape == (layer.g, layer.r, layer.d)
-    weight = layer.matrix(weight_of(model, layer).detach())
+    weight = matrix_of(model, layer)
     plain = layer_problem(layer, weight, collect_grams(model, data)["1"], KEPT)[0]
     assert plain.allows(levels)
     rounded = rounded_network(model, problem, solution.levels)
@@ -192,7 +192,7 @@ def test_where_the_curvature_is_constant_the_local_loss_is_the_task_loss(name: s
     model = case(name, nn.Tanh)[0][:2].eval()
     data = [(x, model(x).detach()) for x, _ in IMAGES]  # no first order: the loss is at its minimum
     layer = find_layers(model).layers["1"]
-    weight = layer.matrix(weight_of(model, layer).detach())
+    weight = matrix_of(model, layer)
     local, _ = layer_problem(layer, weight, collect_grams(model, data)["1"], KEPT)
     rows = row_hessian_problem(model, "1", data, loss=output_error, settings=KEPT)
     by_row = rows.energy(rows.nearest())

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import weight_of
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.gauss_newton import gauss_newton
 from qubo_rounding.qubo.hessian_cost import Cost, judged_cost
@@ -97,10 +96,7 @@ def task_problem(
     check_settings(settings)
     task = TaskLoss.over(model, layers, loader, loss)
     gram = _hessian(task, curvature, chunk, memory, folder).div_(2)
-    parts = [
-        decisions(layer, layer.matrix(weight_of(model, layer).detach()), settings)
-        for layer in task.layers.values()
-    ]
+    parts = [decisions(model, layer, settings) for layer in task.layers.values()]
     fields = {name: torch.cat([part[name].flatten() for part in parts]) for name in parts[0]}
     return RoundingProblem(
         gram[None],

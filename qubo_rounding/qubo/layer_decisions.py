@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qubo_rounding.grid import OutputMSE, fit_grid
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import Layer, find_layers, weight_of
+from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
 from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.qubo.task_loss import Curvature, TaskLoss
 
@@ -42,14 +42,15 @@ def check_settings(settings: LayerSettings) -> None:
         raise ValueError(f"candidates is {settings.candidates!r}; give 'up_down' or 'free'.")
 
 
-def decisions(layer: Layer, weight: Tensor, settings: LayerSettings) -> dict[str, Tensor]:
+def decisions(model: nn.Module, layer: Layer, settings: LayerSettings) -> dict[str, Tensor]:
     """What a layer's weights may become: target, scale, low and high, each (g, r, d).
 
     Args:
+        model: the network with the layer's float weights.
         layer: the layer.
-        weight: (g, r, d) its float weights.
         settings: bits, range and candidates.
     """
+    weight = matrix_of(model, layer)
     grid = fit_grid(
         weight,
         settings.bits_of(layer),

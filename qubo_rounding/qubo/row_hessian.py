@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import Layer, weight_of
+from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
 from qubo_rounding.patches import patches_of
 from qubo_rounding.problem import RoundingProblem
@@ -84,7 +84,7 @@ def row_hessian_problem(
     for call, weights in _curvatures(task, one, curvature):
         _add_weighted(gram, call, weights)
     gram = (gram + gram.mT).div_(4).flatten(0, 1)
-    fields = decisions(one, one.matrix(weight_of(model, one).detach()), settings)
+    fields = decisions(model, one, settings)
     fields = {name: value.reshape(g * r, 1, d) for name, value in fields.items()}
     return RoundingProblem(gram, **fields, meta=problem_notes(task, curvature, settings))
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qubo_rounding.layers import Layer, find_layers, weight_of
+from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
 from qubo_rounding.passes import LayerTap, check_eval_mode
 from qubo_rounding.watch import Item, watched
 
@@ -79,9 +79,7 @@ class TaskLoss:
     @cached_property
     def weights(self) -> Tensor:
         """(d,) the weights as they are, in the model's dtype."""
-        matrices = [
-            layer.matrix(weight_of(self.model, layer).detach()) for layer in self.layers.values()
-        ]
+        matrices = [matrix_of(self.model, layer) for layer in self.layers.values()]
         return torch.cat([matrix.flatten() for matrix in matrices])
 
     @cached_property
