@@ -55,7 +55,8 @@ class RoundingProblem:
 
     Args:
         gram: (g, d, d), symmetric; mean of x x' over samples and positions (or a task Hessian,
-            which may be indefinite).
+            which may be indefinite). What rounding left of asymmetry, at most 1e-9 of the largest
+            entry, is averaged away.
         target: (g, r, d), the unrounded weights in levels: weight / scale + zero_point.
         scale: (g, r, 1) or (g, r, d), grid step in weight units, positive.
         low: (g, r, d), smallest level allowed. Up/down problems have ``high - low <= 1``.
@@ -101,6 +102,7 @@ class RoundingProblem:
             object.__setattr__(self, "stream", numbers)
         self._check_shapes()
         self._check_values()
+        self._symmetrise()
 
     def _convert(self, name: str, dtype: torch.dtype) -> None:
         value = getattr(self, name)
@@ -151,11 +153,15 @@ class RoundingProblem:
             raise ProblemError("scale holds zero or negative steps; give positive ones.")
         if bool((self.low > self.high).any()):
             raise ProblemError("low exceeds high somewhere; give low <= high for every weight.")
+
+    def _symmetrise(self) -> None:
         asymmetry = float((self.gram - self.gram.mT).abs().max())
         if asymmetry > _SYMMETRY_TOLERANCE * float(self.gram.abs().max()):
             raise ProblemError(
                 f"gram is not symmetric (largest difference {asymmetry:.3g}); give (G + G')/2."
             )
+        if asymmetry > 0:  # energies would see both triangles, factorisations only the lower one
+            object.__setattr__(self, "gram", self.gram / 2 + self.gram.mT / 2)
 
     @property
     def g(self) -> int:

@@ -171,12 +171,12 @@ def test_a_fixed_row_s_bound_is_its_energy() -> None:
     assert torch.allclose(sdp_bound(problem), problem.energy(problem.low), rtol=1e-7)
 
 
-def assert_below_in_exact_arithmetic(problem: RoundingProblem) -> None:
+def assert_below_in_exact_arithmetic(problem: RoundingProblem, gram: torch.Tensor) -> None:
     scale = problem.scale.expand_as(problem.target)
     bound = torch.maximum(sdp_bound(problem), eigenvalue_bound(problem))
     for row in range(problem.r):
         own = (t[0, row].numpy() for t in (problem.target, scale, problem.low, problem.high))
-        assert Fraction(float(bound[0, row])) <= exact_optimum(problem.gram[0].numpy(), *own)
+        assert Fraction(float(bound[0, row])) <= exact_optimum(gram[0].numpy(), *own)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -186,7 +186,8 @@ def test_bounds_hold_where_the_gram_matrix_is_hardly_symmetric(seed: int) -> Non
     entries = torch.rand(1, 3, generator=draw, dtype=torch.float64) + 0.5
     upper = torch.randn(1, 3, 3, generator=draw, dtype=torch.float64).triu(1).clamp(-1, 1)
     gram = torch.diag_embed(entries) + 4e-10 * upper
-    assert_below_in_exact_arithmetic(replace(random_problem(1, 20, 3, seed=seed), gram=gram))
+    problem = replace(random_problem(1, 20, 3, seed=seed), gram=gram)
+    assert_below_in_exact_arithmetic(problem, gram)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -201,7 +202,8 @@ def test_bounds_hold_where_huge_errors_cancel(seed: int) -> None:
     low[..., :2] = 0
     high = low + torch.tensor([0, 0, 1, 1, 1], dtype=torch.int16)
     scale = torch.ones(1, 20, 1, dtype=torch.float64)
-    assert_below_in_exact_arithmetic(RoundingProblem(inputs @ inputs.mT, target, scale, low, high))
+    problem = RoundingProblem(inputs @ inputs.mT, target, scale, low, high)
+    assert_below_in_exact_arithmetic(problem, problem.gram)
 
 
 def test_a_time_limit_leaves_rows_without_a_bound() -> None:

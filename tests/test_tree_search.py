@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hard_rows import HARD_ROWS, indefinite
+from reference_bounds import exact_optimum
 
 from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
@@ -148,6 +150,20 @@ def test_proof_is_within_the_tolerance_that_proven_asks_for() -> None:
     solution = TreeSearch().solve(random_problem(1, 20, 20, seed=6))
     assert bool((solution.gap <= PROVEN_TOLERANCE * solution.energy).all())
     assert bool((solution.gap > 0).all())  # and never claims what float64 cannot know
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_proofs_hold_where_the_gram_matrix_is_hardly_symmetric(seed: int) -> None:
+    """Targets half way between levels leave the decision to what the two triangles differ by."""
+    draw = torch.Generator().manual_seed(seed)
+    upper = torch.randn(1, 6, 6, generator=draw, dtype=torch.float64).triu(1).clamp(-1, 1)
+    gram = torch.eye(6, dtype=torch.float64)[None] + 9e-10 * upper
+    problem = random_problem(1, 1, 6, seed=seed)
+    problem = replace(problem, gram=gram, target=problem.low + 0.5)
+    solution = TreeSearch(start=Nearest()).solve(problem)
+    own = (problem.target, problem.scale.expand_as(problem.target), problem.low, problem.high)
+    optimum = exact_optimum(gram[0].numpy(), *(t[0, 0].numpy() for t in own))
+    assert Fraction(float(solution.lower_bound)) <= optimum
 
 
 # the tables

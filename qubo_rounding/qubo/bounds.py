@@ -55,7 +55,7 @@ def eigenvalue_bound(problem: RoundingProblem) -> Tensor:
 
     Source: Hammer, Rubin 1970 (convexification by the smallest eigenvalue).
     """
-    values, vectors, blur = _eigenbasis((problem.gram + problem.gram.mT) / 2)
+    values, vectors, blur = _eigenbasis(problem.gram)
     distance = 4 * problem.d * _EPSILON * values.abs().amax(dim=1) + _SMALLEST
     top = values[:, 0] - distance  # (g,) shifts up to this leave a definite matrix
     linear = torch.zeros_like(problem.target) if problem.linear is None else problem.linear

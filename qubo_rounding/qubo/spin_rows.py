@@ -54,7 +54,7 @@ class SpinRows:
         them; the standard bound for such sums is (2 d + 12) times half an epsilon of that. Eight
         times as much also pays for the energies that a bound is compared with.
         """
-        gram = (problem.gram + problem.gram.mT) / 2
+        gram = problem.gram
         tilt = torch.zeros_like(problem.target) if problem.linear is None else problem.linear / 2
         free = problem.high > problem.low
         free &= gram.any(dim=1).unsqueeze(1) | (tilt != 0)
