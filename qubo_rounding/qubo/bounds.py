@@ -28,7 +28,7 @@ from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.definite import certain_shift
 from qubo_rounding.qubo.mixing import RANK, pull_lengths
 from qubo_rounding.qubo.spin_rows import SpinRows
-from qubo_rounding.qubo.spins import SpinRow
+from qubo_rounding.qubo.spins import SpinRow, anchor_levels
 from qubo_rounding.row_batches import row_batches
 from qubo_rounding.watch import watched
 
@@ -111,8 +111,7 @@ def _shift_ranges(
         span = span + (problem.linear.abs() / problem.scale).amax(dim=2)
     ranges = [((problem.low, problem.high), below - 4 * span, below)]
     if bool((top > 0).any()):
-        a = torch.minimum(torch.maximum(problem.target.floor(), problem.low), problem.high - 1)
-        a = torch.maximum(a, problem.low).to(torch.int16)
+        a = anchor_levels(problem.target, problem.low, problem.high).to(torch.int16)
         b = torch.minimum(a + 1, problem.high)
         ranges.append(((a, b), rows, rows + top.clamp_min(0).unsqueeze(1)))
     return ranges

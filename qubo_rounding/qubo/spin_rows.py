@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, gram_product
-from qubo_rounding.qubo.spins import SpinRow
+from qubo_rounding.qubo.spins import SpinRow, anchor_levels
 
 _EPSILON = float(np.finfo(np.float64).eps)
 
@@ -59,7 +59,7 @@ class SpinRows:
         free = problem.high > problem.low
         free &= gram.any(dim=1).unsqueeze(1) | (tilt != 0)
         low, high = problem.low.double(), problem.high.double()
-        anchor = torch.minimum(problem.target.floor(), high - 1).maximum(low)
+        anchor = anchor_levels(problem.target, low, high)
         half = torch.where(free, problem.scale / 2, 0.0)
         error = problem.scale * (anchor + 0.5 * free - problem.target)
         slope = gram_product(error, gram) + tilt

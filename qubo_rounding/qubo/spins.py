@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from qubo_rounding.problem import ProblemError, RoundingProblem
 
@@ -63,6 +65,15 @@ class SpinRow:
         return self.unit * (float(spins @ (self.matrix @ spins + 2 * self.slope)) + self.offset)
 
 
+def anchor_levels(target: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The lower of the two levels around each target, as far as the range has them; float64.
+
+    Args:
+        target, low, high: of any one shape, as in a problem. Fixed weights have one level only.
+    """
+    return torch.minimum(target.floor(), high.double() - 1).maximum(low.double())
+
+
 def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     """One row of a problem in spin form.
 
@@ -77,15 +88,14 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
         ProblemError: energies overflow.
     """
     gram = problem.gram[group].cpu().numpy()
-    low, high = (t[group, row].cpu().numpy() for t in (problem.low, problem.high))
-    target = problem.target[group, row].cpu().numpy()
+    own = [t[group, row].cpu() for t in (problem.target, problem.low, problem.high)]
+    target, low, high = (t.numpy() for t in own)
     scale = problem.scale.expand_as(problem.target)[group, row].cpu().numpy()
     tilt = np.zeros(problem.d)
     if problem.linear is not None:
         tilt = problem.linear[group, row].cpu().numpy() / 2
     columns = np.flatnonzero(high > low)
-    # -1 and +1 are the levels around the target, as far as the range has them.
-    anchor = np.clip(np.floor(target), low, np.maximum(high - 1, low))[columns]
+    anchor = anchor_levels(*own).numpy()[columns]  # here s = -1
     middle = low.astype(float)
     middle[columns] = anchor + 0.5
     error = scale * (middle - target)
