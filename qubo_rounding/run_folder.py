@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.kept_files import differing_keys, keep, kept
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,10 @@ class RunFolder:
             self.write_json(self._settings_file.name, self._settings)
         (self.path / "layers").mkdir(exist_ok=True)
         tensors = {
-            f.name: getattr(layer, f.name).cpu().contiguous()
-            for f in fields(RoundedLayer)
-            if f.name != "record"
+            f.name: getattr(layer, f.name) for f in fields(RoundedLayer) if f.name != "record"
         }
-        metadata = {"record": json.dumps(asdict(layer.record))}
-        with atomic_path(self._file(layer.record.name)) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        record = json.dumps(asdict(layer.record))
+        keep(self._file(layer.record.name), tensors, {"record": record})
 
     def load(self, name: str) -> RoundedLayer | None:
         """A finished layer, or None where it is still to be done.
@@ -129,13 +125,10 @@ class RunFolder:
         path = self._file(name)
         if not path.exists():
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                record = LayerRecord(**json.loads(file.metadata()["record"]))
+        with kept(path) as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            record = LayerRecord(**json.loads(file.metadata()["record"]))
             return RoundedLayer(**tensors, record=record)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
 
     def _file(self, name: str) -> Path:
         return self.path / "layers" / f"{name or 'model'}.safetensors"
@@ -152,8 +145,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-    if differing:
+    if differing := differing_keys(found, wanted):
         changes = "; ".join(
             f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differing
         )

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.accumulation import InputSums
-from qubo_rounding.atomic import atomic_path
+from qubo_rounding.kept_files import keep
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.passes import LayerCall, Pass, input_batches
 
@@ -205,14 +204,13 @@ def collect_grams(
 def save_grams(path: str | Path, grams: Mapping[str, Gram]) -> None:
     """Write Grams to a safetensors file; an existing file is replaced in one step."""
     tensors = {
-        f"{name}/{field}": tensor.cpu().contiguous()
+        f"{name}/{field}": tensor
         for name, gram in grams.items()
         for field, tensor in gram.tensors().items()
     }
     # Safetensors keeps no order of its own.
     counts = [[name, gram.count] for name, gram in grams.items()]
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"grams": json.dumps(counts)})
+    keep(path, tensors, {"grams": json.dumps(counts)})
 
 
 def load_grams(path: str | Path) -> dict[str, Gram]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from json import JSONDecodeError
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from qubo_rounding.atomic import atomic_path
+from qubo_rounding.kept_files import differing_keys, keep, kept
 
 _PART_NAME = re.compile(r"part-(\d+)\.safetensors")
 
@@ -43,9 +39,7 @@ class HessianFolder:
 
     def save(self, number: int, part: Tensor) -> None:
         """Keep one part."""
-        metadata = {"identity": json.dumps(self._identity)}
-        with atomic_path(self._file(number)) as temporary:
-            save_file({"part": part.cpu().contiguous()}, temporary, metadata=metadata)
+        keep(self._file(number), {"part": part}, {"identity": json.dumps(self._identity)})
 
     def replace(self, number: int, part: Tensor) -> None:
         """Keep this part and no other."""
@@ -62,7 +56,7 @@ class HessianFolder:
         file = self._file(number)
         if not file.exists():
             return None
-        with _reading(file) as content:
+        with kept(file) as content:
             return content.get_tensor("part")
 
     def numbers(self) -> list[int]:
@@ -79,20 +73,10 @@ class HessianFolder:
                 f"{self.path} holds {file.name}, which is no part of a Hessian; give a new or an "
                 "empty folder."
             )
-        with _reading(file) as content:
+        with kept(file) as content:
             found, wanted = json.loads((content.metadata() or {})["identity"]), self._identity
-        differing = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        if differing:
+        if differing := differing_keys(found, wanted):
             raise ValueError(
                 f"{self.path} holds parts of another Hessian (other {', '.join(differing)}). "
                 "Give a new folder, or the same network, data and settings to go on there."
             )
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as content:
-            yield content
-    except (SafetensorError, KeyError, JSONDecodeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it and run again.") from error
