@@ -10,6 +10,7 @@ import pytest
 import reference
 import reference_searches
 import torch
+from company import levels_in_any_company
 
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.solvers import Enumeration, RefusedError, cross_entropy
@@ -98,16 +99,7 @@ def test_the_solver_conforms() -> None:
 def test_the_bits_do_not_depend_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(2, 5, 70, seed=8, linear=True)
     solver = CrossEntropy(samples=30, iterations=20)
-    together = solver.solve(problem, seed=3).levels
-    for row in range(problem.r):
-        at = slice(row, row + 1)
-        assert torch.equal(solver.solve(problem.part(rows=at), seed=3).levels, together[:, at])
-    before = torch.get_num_threads()
-    torch.set_num_threads(3 - min(before, 2))
-    try:
-        assert torch.equal(solver.solve(problem, seed=3).levels, together)
-    finally:
-        torch.set_num_threads(before)
+    together = levels_in_any_company(solver, problem, range(problem.r))
     monkeypatch.setattr(cross_entropy, "_NUMBERS_AT_ONCE", 30 * 70 * 2)
     assert torch.equal(solver.solve(problem, seed=3).levels, together)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from company import torch_threads
 from torch import nn
 
 from qubo_rounding.digits import DigitsNetwork, digits_data, train_cnn, train_micro, train_mlp
@@ -51,16 +52,12 @@ def test_networks_of_known_size_have_learnt_their_digits(
 
 @needs_digits
 def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads() -> None:
-    threads = torch.get_num_threads()
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = train_micro(seed=1)
-    try:
-        torch.set_num_threads(2)
+    with torch_threads(2):
         second = train_micro(seed=1)
         assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
     other = train_micro(seed=2)
     for a, b, c in zip(*(n.model.parameters() for n in (first, second, other)), strict=True):
         assert torch.equal(a, b)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from interrupted_loss import Interrupted
 from torch import Tensor, nn
 
 from qubo_rounding.qubo import gauss_newton
@@ -114,19 +115,6 @@ def test_single_products_do_for_functions_that_torch_cannot_batch() -> None:
     torch.testing.assert_close(found, expected)
     with pytest.raises(RuntimeError, match=r"[Bb]atch"):
         task_hessian(strange, "0", data, curvature="gauss_newton", chunk=2)
-
-
-class Interrupted:
-    """Cross entropy that is interrupted at its n-th call."""
-
-    def __init__(self, at: int) -> None:
-        self.calls, self.at = 0, at
-
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return F.cross_entropy(outputs, labels)
 
 
 def test_an_interrupted_sum_goes_on_where_it_was_to_the_same_bits(

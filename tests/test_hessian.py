@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from interrupted_loss import Interrupted
 from torch import Tensor, nn
 
 from qubo_rounding.grid import MinMax, OutputMSE, fit_grid
@@ -282,19 +283,6 @@ def test_columns_together_or_apart_differ_by_rounding_only(
     monkeypatch.setattr(hessian, "BLOCK", 10)
     found = task_hessian(model, names, IMAGES, curvature=curvature, chunk=1)
     assert torch.equal(found, alone)
-
-
-class Interrupted:
-    """Cross entropy that is interrupted at its n-th call, and counts them."""
-
-    def __init__(self, at: float = float("inf")) -> None:
-        self.calls, self.at = 0, at
-
-    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return F.cross_entropy(outputs, labels)
 
 
 def test_an_interrupted_hessian_goes_on_where_it_was_to_the_same_bits(

@@ -9,6 +9,7 @@ import pytest
 import reference
 import reference_searches
 import torch
+from company import levels_in_any_company
 
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.row_batches import row_batches
@@ -127,16 +128,7 @@ def test_the_solvers_conform(solver: Solver) -> None:
 @BOTH
 def test_the_bits_do_not_depend_on_company(solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(2, 4, 70, seed=8, linear=True)
-    together = solver.solve(problem, seed=3).levels
-    for row in range(problem.r):
-        at = slice(row, row + 1)
-        assert torch.equal(solver.solve(problem.part(rows=at), seed=3).levels, together[:, at])
-    before = torch.get_num_threads()
-    torch.set_num_threads(3 - min(before, 2))
-    try:
-        assert torch.equal(solver.solve(problem, seed=3).levels, together)
-    finally:
-        torch.set_num_threads(before)
+    together = levels_in_any_company(solver, problem, range(problem.r))
     monkeypatch.setattr(k_best, "_NUMBERS_AT_ONCE", 12 * 70 * 2)
     assert torch.equal(solver.solve(problem, seed=3).levels, together)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from company import torch_threads
 from networks import LAYERS, batches, residual
 from torch import Tensor, nn
 
@@ -331,14 +332,10 @@ def test_batches_may_carry_labels_and_come_only_once() -> None:
 def test_sequential_bits_depend_neither_on_memory_nor_on_threads() -> None:
     runs = []
     data, judges = batches(3, size=32), batches(1, seed=1, size=32)
-    before = torch.get_num_threads()
-    try:
-        # On fewer than 17 images torch itself convolves otherwise with one thread than with two.
-        for memory, threads in itertools.product((0, 2**30), (1, 2)):
-            torch.set_num_threads(threads)
+    # On fewer than 17 images torch itself convolves otherwise with one thread than with two.
+    for memory, threads in itertools.product((0, 2**30), (1, 2)):
+        with torch_threads(threads):
             runs.append(rounded(loader=data, memory=memory, held_out=judges))
-    finally:
-        torch.set_num_threads(before)
     records = [[(r.energy, r.held_out) for r in run.records] for run in runs]
     assert all(same_bits(runs[0].model, other.model) for other in runs[1:])
     assert all(record == records[0] for record in records[1:])

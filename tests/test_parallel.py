@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from company import torch_threads
 
 from qubo_rounding.parallel import TILE_ROWS, for_each_row, for_each_tile, row_tiles
 from qubo_rounding.watch import watching
@@ -17,10 +18,8 @@ from qubo_rounding.watch import watching
 
 @pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("r", [1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 5 * TILE_ROWS])
@@ -102,17 +101,14 @@ def interrupted(stop: threading.Event | None) -> list[int]:
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        for_each_row(1, 100, kernel, "rows", stop)
+        with torch_threads(1):
+            for_each_row(1, 100, kernel, "rows", stop)
     except KeyboardInterrupt:
         assert stop is None
     else:
         assert stop is not None
         assert stop.is_set()
-    finally:
-        torch.set_num_threads(before)
     return begun
 
 

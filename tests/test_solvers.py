@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from company import torch_threads
 
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import Encoding
@@ -365,16 +365,6 @@ def test_exact_sampler_refuses_too_many_variables() -> None:
 
 
 # The same bits
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 WIDE = random_problem(1, 70, 130, seed=9, linear=True)

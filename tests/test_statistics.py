@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from company import torch_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -261,14 +262,10 @@ def test_symmetric_exactly_and_the_same_bits_on_one_and_two_threads() -> None:
         nn.Conv2d(300, 5, 3),
     ).eval()
     calls = calls_of(model, normal(4, 3, 28, 28, dtype=torch.float32))
-    threads = torch.get_num_threads()
-    try:
-        grams = []
-        for count in (1, 2):
-            torch.set_num_threads(count)
+    grams = []
+    for count in (1, 2):
+        with torch_threads(count):
             grams.append([gram_of(call, call) for call in calls])
-    finally:
-        torch.set_num_threads(threads)
     for one, two in zip(*grams, strict=True):
         assert torch.equal(one.second, one.second.mT)
         assert torch.equal(one.second, one.second_q)

@@ -11,6 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from company import torch_threads
 from hard_rows import HARD_ROWS, indefinite
 from reference_bounds import exact_optimum
 
@@ -126,11 +127,10 @@ def test_ctrl_c_returns_the_incumbent() -> None:
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
     problem, solver = random_problem(1, 6, 120, seed=8), TreeSearch(max_nodes=200_000)
-    before, found = torch.get_num_threads(), []
+    found = []
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        found.append(solver.solve(problem))
-    torch.set_num_threads(before)
+        with torch_threads(threads):
+            found.append(solver.solve(problem))
     for other in found[1:]:
         assert torch.equal(found[0].levels, other.levels)
         assert torch.equal(found[0].lower_bound, other.lower_bound)
