@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
+from reference_bounds import exact_optimum
+from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.testing import random_problem
@@ -66,6 +69,31 @@ def indefinite(seed: int, free: bool = False) -> RoundingProblem:
     draw = torch.Generator().manual_seed(seed)
     noise = torch.randn(problem.gram.shape, generator=draw, dtype=torch.float64)
     return replace(problem, gram=problem.gram + (noise + noise.mT) / 2)
+
+
+def huge_errors_that_cancel(seed: int) -> RoundingProblem:
+    """Two fixed weights err by a million steps, and hardly anything reaches the output."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(1, 5, 1, generator=draw, dtype=torch.float64)
+    target = torch.randn(1, 20, 5, generator=draw, dtype=torch.float64)
+    target[..., 0] = 1e6 * (1 + torch.rand(20, generator=draw, dtype=torch.float64))
+    target[..., 1] = -target[..., 0] * inputs[0, 0] / inputs[0, 1]
+    low = target.clamp(-9, 9).floor().to(torch.int16)
+    low[..., :2] = 0
+    high = low + torch.tensor([0, 0, 1, 1, 1], dtype=torch.int16)
+    scale = torch.ones(1, 20, 1, dtype=torch.float64)
+    return RoundingProblem(inputs @ inputs.mT, target, scale, low, high)
+
+
+def assert_below_in_exact_arithmetic(
+    bound: Tensor, problem: RoundingProblem, gram: Tensor | None = None
+) -> None:
+    """No bound (1, r) above the row's optimum, with the problem's Gram matrix or the one given."""
+    matrix = (problem.gram if gram is None else gram)[0].numpy()
+    tensors = (problem.target, problem.scale.expand_as(problem.target), problem.low, problem.high)
+    for row in range(problem.r):
+        own = (tensor[0, row].numpy() for tensor in tensors)
+        assert Fraction(float(bound[0, row])) <= exact_optimum(matrix, *own)
 
 
 HARD_ROWS = {

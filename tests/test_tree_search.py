@@ -6,14 +6,17 @@ import os
 import signal
 import threading
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from company import torch_threads
-from hard_rows import HARD_ROWS, indefinite
-from reference_bounds import exact_optimum
+from hard_rows import (
+    HARD_ROWS,
+    assert_below_in_exact_arithmetic,
+    huge_errors_that_cancel,
+    indefinite,
+)
 
 from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
@@ -161,9 +164,14 @@ def test_proofs_hold_where_the_gram_matrix_is_hardly_symmetric(seed: int) -> Non
     problem = random_problem(1, 1, 6, seed=seed)
     problem = replace(problem, gram=gram, target=problem.low + 0.5)
     solution = TreeSearch(start=Nearest()).solve(problem)
-    own = (problem.target, problem.scale.expand_as(problem.target), problem.low, problem.high)
-    optimum = exact_optimum(gram[0].numpy(), *(t[0, 0].numpy() for t in own))
-    assert Fraction(float(solution.lower_bound)) <= optimum
+    assert_below_in_exact_arithmetic(solution.lower_bound, problem, gram)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_proofs_hold_where_huge_errors_cancel(seed: int) -> None:
+    problem = huge_errors_that_cancel(seed)
+    solution = TreeSearch(start=Nearest()).solve(problem)
+    assert_below_in_exact_arithmetic(solution.lower_bound, problem)
 
 
 # the tables

@@ -86,9 +86,9 @@ class SpinRows:
     @classmethod
     def of_row(cls, row: SpinRow) -> SpinRows:
         """One row, as g = r = 1 over its spins."""
+        d = len(row.rest)
         ends = np.maximum(np.abs(row.low), np.abs(row.high))
-        size = ends @ (np.abs(row.matrix) @ ends + 2 * np.abs(row.slope)) + abs(row.offset)
         values = dict(slope=row.slope, offset=row.offset, unit=row.unit, largest=ends**2)
-        values |= dict(half=np.ones(row.n), rounding=(8 * row.n + 64) * _EPSILON * size)
+        values |= dict(half=np.ones(row.n), rounding=(8 * d + 64) * _EPSILON * row.size)
         tensors = {name: torch.from_numpy(np.array([[v]])) for name, v in values.items()}
         return cls(gram=torch.from_numpy((row.matrix + row.matrix.T) / 2)[None], **tensors)

@@ -24,6 +24,8 @@ class SpinRow:
         slope: (n,) b, in units of `unit`.
         offset: c, in units of `unit`.
         unit: energy scale, the mean absolute row sum of A and b; positive.
+        size: what the absolute values of all terms of an energy can add up to, fixed weights and
+            offset among them, in units of `unit`: rounding errors are small beside this.
         low, high: (n,) smallest and largest spin, odd integers as float64.
         columns: (n,) the column each spin stands for.
         anchor: (n,) the level at s = -1.
@@ -34,6 +36,7 @@ class SpinRow:
     slope: np.ndarray
     offset: float
     unit: float
+    size: float
     low: np.ndarray
     high: np.ndarray
     columns: np.ndarray
@@ -94,8 +97,10 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     tilt = np.zeros(problem.d)
     if problem.linear is not None:
         tilt = problem.linear[group, row].cpu().numpy() / 2
+    offset = float(problem.offset[group, row])
     columns = np.flatnonzero(high > low)
     anchor = anchor_levels(*own).numpy()[columns]  # here s = -1
+    lowest, highest = (2.0 * (end[columns] - anchor) - 1 for end in (low, high))
     middle = low.astype(float)
     middle[columns] = anchor + 0.5
     error = scale * (middle - target)
@@ -111,13 +116,17 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
             "the weights down."
         )
     unit = unit if unit > 0 else 1.0
+    reach = np.abs(error)
+    reach[columns] += half * np.maximum(np.abs(lowest), np.abs(highest))
+    size = float(reach @ (np.abs(gram) @ reach + 2 * np.abs(tilt))) + abs(offset)
     return SpinRow(
         matrix=matrix / unit,
         slope=slope / unit,
-        offset=(float(error @ (passed + 2 * tilt)) + float(problem.offset[group, row])) / unit,
+        offset=(float(error @ (passed + 2 * tilt)) + offset) / unit,
         unit=unit,
-        low=2.0 * (low[columns] - anchor) - 1,
-        high=2.0 * (high[columns] - anchor) - 1,
+        size=size / unit,
+        low=lowest,
+        high=highest,
         columns=columns,
         anchor=anchor,
         rest=low,

@@ -29,7 +29,7 @@ _HARD_FITS = 48
 _NODES_PER_CALL = 2**20  # some tenths of a second between two looks at the clock
 _GROWTH = 8.0  # each radius takes about this many times the nodes of the one before
 _TOLERANCE = 2e-10  # relative: leaves that undercut the incumbent by less do not count
-_ROUNDING = 1e-15  # of a row's unit, per spin: ten times what float64 adds to costs of real rows
+_ROUNDING = 1e-15  # of a row's size: ten times what float64 adds to energies of real rows
 
 
 def _default_start() -> Solver:
@@ -223,7 +223,7 @@ class RowSearch:
 
     def _slack(self) -> float:
         """How far below a completed search's ceiling an overlooked leaf could be."""
-        return _TOLERANCE * abs(self._incumbent + self._row.offset) + _ROUNDING * self._row.n
+        return _TOLERANCE * abs(self._incumbent + self._row.offset) + _ROUNDING * self._row.size
 
     def _absolute(self, energy: float) -> float:
         return self._row.unit * (energy + self._row.offset)
