@@ -103,8 +103,7 @@ def measure() -> None:
 
 def _worst_row(problem: RoundingProblem) -> RoundingProblem:
     """The one row where nearest rounding has the greatest energy."""
-    group, row = divmod(int(problem.energy(problem.nearest()).argmax()), problem.r)
-    return problem.part(slice(group, group + 1), slice(row, row + 1))
+    return problem.row(*divmod(int(problem.energy(problem.nearest()).argmax()), problem.r))
 
 
 def _run(

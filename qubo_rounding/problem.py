@@ -279,6 +279,19 @@ class RoundingProblem:
         }
         return replace(self, **cut)
 
+    def row(self, group: int = 0, row: int = 0) -> RoundingProblem:
+        """The problem of one row alone.
+
+        Raises:
+            ProblemError: there is no such row.
+        """
+        if not (0 <= group < self.g and 0 <= row < self.r):
+            raise ProblemError(
+                f"there is no (group, row) = {(group, row)}; groups are 0 to {self.g - 1}, rows 0 to "
+                f"{self.r - 1}."
+            )
+        return self.part(slice(group, group + 1), slice(row, row + 1))
+
     def to(self, device: torch.device | str) -> RoundingProblem:
         """The same problem on another device."""
         moved = {
@@ -297,11 +310,11 @@ class RoundingProblem:
             columns: (n,) int64, which column each variable stands for; fixed ones are left out.
 
         Raises:
-            ProblemError: the problem is not binary.
+            ProblemError: the problem is not binary, or there is no such row.
         """
         if not self.is_binary:
             raise ProblemError("a QUBO needs two levels a weight; build the problem with up/down.")
-        one = self.part(slice(group, group + 1), slice(row, row + 1))
+        one = self.row(group, row)
         columns = torch.nonzero(one.high[0, 0] > one.low[0, 0]).flatten()
         step = one.scale.expand_as(one.target)[0, 0, columns]
         quadratic = torch.outer(step, step) * one.gram[0][columns][:, columns]

@@ -304,3 +304,11 @@ def test_samples_of_another_model_are_refused() -> None:
         as_levels({"a": 1, "b": 0}, bqm)
     with pytest.raises(ProblemError, match=r"model is BINARY .* beside 0 and 1"):
         as_levels({"a": 1, "b": -1}, bqm.change_vartype(dimod.BINARY, inplace=False))
+
+
+@pytest.mark.parametrize(("group", "row"), [(2, 0), (-1, 0), (0, 3), (0, -1)])
+def test_a_row_that_is_not_there_is_refused(group: int, row: int) -> None:
+    problem = random_problem(2, 3, 4)
+    for convert in (to_bqm, to_quadratic_model, RoundingProblem.to_qubo):
+        with pytest.raises(ProblemError, match="groups are 0 to 1, rows 0 to 2"):
+            convert(problem, group, row)

@@ -86,8 +86,12 @@ def to_bqm(
         problem: any rounding problem.
         group, row: which row of it.
         encoding: of weights with more than two levels, see `bit_steps`.
+
+    Raises:
+        ProblemError: there is no such row.
+        ValueError: an unknown encoding.
     """
-    up_down, names = _expanded(_row(problem, group, row), encoding)
+    up_down, names = _expanded(problem.row(group, row), encoding)
     quadratic, offset, variables = up_down.to_qubo()
     bqm = dimod.BinaryQuadraticModel(quadratic.cpu().numpy(), "BINARY")
     bqm.offset += offset
@@ -106,8 +110,11 @@ def to_quadratic_model(
     Args:
         problem: any rounding problem.
         group, row: which row of it.
+
+    Raises:
+        ProblemError: there is no such row.
     """
-    one = _row(problem, group, row)
+    one = problem.row(group, row)
     span = (one.high.int() - one.low.int())[0, 0].tolist()
     curvature = (one.scale**2 * one.diagonal)[0, 0].tolist()
     one_step = torch.where(one.high > one.low, one.low + 1, one.low)
@@ -231,10 +238,6 @@ def as_levels(samples: Any, bqm: dimod.BinaryQuadraticModel) -> Tensor:
     levels = np.zeros((1, len(values), max(bqm.num_variables, 1)), np.int16)
     levels[0, :, : bqm.num_variables] = values == 1
     return torch.from_numpy(levels)
-
-
-def _row(problem: RoundingProblem, group: int, row: int) -> RoundingProblem:
-    return problem.part(slice(group, group + 1), slice(row, row + 1))
 
 
 def _expanded(row: RoundingProblem, encoding: Encoding) -> tuple[RoundingProblem, list[int | Bit]]:
