@@ -287,8 +287,8 @@ class RoundingProblem:
         """
         if not (0 <= group < self.g and 0 <= row < self.r):
             raise ProblemError(
-                f"there is no (group, row) = {(group, row)}; groups are 0 to {self.g - 1}, rows 0 to "
-                f"{self.r - 1}."
+                f"there is no (group, row) = {(group, row)}; "
+                f"groups are 0 to {self.g - 1}, rows 0 to {self.r - 1}."
             )
         return self.part(slice(group, group + 1), slice(row, row + 1))
 
