@@ -111,22 +111,23 @@ class _Flow(TorchFunctionMode):
 
     def mark_as_used(self, value: Any) -> None:
         """Count one more use of each tensor in nested tuples, lists and dicts."""
-        self.uses.update(id(tensor) for tensor in _tensors(value))
+        self.uses.update(id(tensor) for tensor in tensors_in(value))
 
     def output_of(self, tensor: Tensor) -> _LayerOutput | None:
         """The layer output that this very tensor is, if it is one."""
         return self._outputs.get(id(tensor))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

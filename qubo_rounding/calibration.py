@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qubo_rounding.fingerprint import Fingerprint
+from qubo_rounding.following import Following, capture
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall, Pass, input_batches
 from qubo_rounding.statistics import Gram, collect_grams, gram_of
@@ -76,16 +77,36 @@ class Data:
 
 
 @dataclass(frozen=True)
+class LayerPair:
+    """A layer's call on one batch, in the float and in the rounded network.
+
+    Args:
+        call, call_q: in the float network; in the rounded one.
+        added, added_q: what is added to the outputs before the activation function; None without.
+        images: in the batch.
+    """
+
+    call: LayerCall
+    call_q: LayerCall
+    added: Tensor | None
+    added_q: Tensor | None
+    images: int
+
+
+@dataclass(frozen=True)
 class Step:
     """One layer whose turn it is.
 
     Args:
         layer: the layer; its weight in the rounded network is to be replaced before the next step.
         grams: computes its Gram on the calibration data and on the held-out data (None without).
+        pairs: its calls on the calibration batches, given what follows the layer; None where the
+            Grams were collected before.
     """
 
     layer: Layer
     grams: Callable[[], tuple[Gram, Gram | None]]
+    pairs: Callable[[Following], Iterator[LayerPair]] | None = None
 
 
 def independent_steps(
@@ -107,8 +128,9 @@ def sequential_steps(
 ) -> Generator[Step, None, None]:
     """Steps in the order of execution; Grams are paired, of the float and the rounded network.
 
-    Batches beyond the memory budget are not kept suspended: they run anew from the start for every
-    layer, which costs time and changes no bit.
+    Batches beyond the memory budget are not kept suspended before a layer: they run anew from the
+    start, which costs time and changes no bit. As a rule that is so in a network's first, wide
+    layers, which are soon reached again.
 
     Args:
         model: the float network.
@@ -121,14 +143,18 @@ def sequential_steps(
     Raises:
         ValueError: batches reach the layers in different orders.
     """
-    kept = max(1, int(memory / (2 * trial.held_bytes)))
     batches = [*calibration, *held_out]
     seen: set[str] = set()
     with ExitStack() as stack:
-        pairs = [stack.enter_context(_Pair(model, rounded, layers, b)) for b in batches[:kept]]
+        pairs = [stack.enter_context(_Pair(model, rounded, layers, batches[0]))]
         while (name := _common_layer([pair.advance() for pair in pairs])) is not None:
             if name in seen:  # a later call of a layer that is rounded already
                 continue
+            # Networks grow narrow with depth: more passes have room as they go on.
+            room = int(memory / (2 * trial.held_bytes[name]))
+            for batch in batches[len(pairs) : room]:
+                pairs.append(stack.enter_context(_Pair(model, rounded, layers, batch)))
+                _common_layer([name, pairs[-1].advance(to=name)])
             seen.add(name)
             layer = layers[name]
 
@@ -136,11 +162,18 @@ def sequential_steps(
                 if trial.calls[layer.name] > 1:  # the passes show the first of its calls only
                     every = _of_full_passes(model, rounded, layer, batches)
                 else:
-                    every = _of_suspended(model, rounded, layer, pairs, batches)
+                    met = _of_suspended(model, rounded, layer, pairs, batches)
+                    every = (gram_of(pair.call, pair.call_q) for pair in met)
                 parts = [next(every) for _ in calibration], list(every)
                 return reduce(add, parts[0]), reduce(add, parts[1]) if parts[1] else None
 
-            yield Step(layer, grams)
+            def calls(following: Following, layer: Layer = layer) -> Iterator[LayerPair]:
+                if following.adds:  # what is added may come after the layer
+                    return _captured(model, rounded, layer, following, calibration)
+                every = _of_suspended(model, rounded, layer, pairs, batches)
+                return (next(every) for _ in calibration)
+
+            yield Step(layer, grams, calls)
 
 
 @dataclass(frozen=True)
@@ -149,22 +182,24 @@ class Trial:
 
     Args:
         calls: how often each layer is called, in the order of first execution.
-        held_bytes: about what a pass suspended at its widest layer holds.
+        held_bytes: for each layer, about the most that a pass suspended at its first call holds
+            from then on to its end.
     """
 
     calls: Counter[str]
-    held_bytes: float
+    held_bytes: dict[str, float]
 
 
 def trial_run(model: nn.Module, layers: Mapping[str, Layer], batch: Tensor) -> Trial:
     """One pass of one batch through the model, watching the layers."""
-    calls: Counter[str] = Counter()
-    largest = batch.nbytes
     with Pass(model, layers, batch) as one:
-        for call in one:
-            calls[call.layer.name] += 1
-            largest = max(largest, call.input.nbytes)
-    return Trial(calls, _HELD_PER_INPUT * largest)
+        met = [(call.layer.name, call.input.nbytes) for call in one]
+    held: dict[str, float] = {}
+    largest = 0
+    for name, size in reversed(met):
+        largest = max(largest, size)
+        held[name] = _HELD_PER_INPUT * largest
+    return Trial(Counter(name for name, _ in met), held)
 
 
 class _Pair:
@@ -174,19 +209,25 @@ class _Pair:
         self, model: nn.Module, rounded: nn.Module, layers: Mapping[str, Layer], batch: Tensor
     ) -> None:
         self._passes = [Pass(model, layers, batch), Pass(rounded, layers, batch)]
+        self._images = len(batch)
         self.calls: list[LayerCall | None] = []
 
-    def advance(self) -> str | None:
-        """Name of the layer that both stand before now; None at the end."""
+    def advance(self, to: str | None = None) -> str | None:
+        """Name of the layer that both stand before now; None at the end.
+
+        Args:
+            to: name of a layer to stop at; None stops at the next one.
+        """
         self.calls = []  # lets the inputs of the layer before go while the passes run on
-        self.calls = [one.advance() for one in self._passes]
+        self.calls = [one.advance(to) for one in self._passes]
         return _common_layer([call.layer.name if call else None for call in self.calls])
 
-    def gram(self) -> Gram:
-        """The paired Gram of the call at hand."""
+    def at_hand(self) -> LayerPair:
+        """The calls that both stand before."""
         call, call_q = self.calls
         assert call is not None
-        return gram_of(call, call_q)
+        assert call_q is not None
+        return LayerPair(call, call_q, None, None, self._images)
 
     def __enter__(self) -> _Pair:
         return self
@@ -203,13 +244,26 @@ def _of_suspended(
     layer: Layer,
     pairs: Sequence[_Pair],
     batches: Sequence[Tensor],
-) -> Iterator[Gram]:
+) -> Iterator[LayerPair]:
     for pair in pairs:
-        yield pair.gram()
+        yield pair.at_hand()
     for batch in batches[len(pairs) :]:
         with _Pair(model, rounded, {layer.name: layer}, batch) as pair:
             _common_layer([layer.name, pair.advance()])
-            yield pair.gram()
+            yield pair.at_hand()
+
+
+def _captured(
+    model: nn.Module,
+    rounded: nn.Module,
+    layer: Layer,
+    following: Following,
+    batches: Sequence[Tensor],
+) -> Iterator[LayerPair]:
+    for batch in batches:
+        call, added = capture(model, layer, following, batch)
+        call_q, added_q = capture(rounded, layer, following, batch)
+        yield LayerPair(call, call_q, added, added_q, len(batch))
 
 
 def _of_full_passes(

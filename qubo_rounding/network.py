@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,17 +15,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qubo_rounding.calibration import Data, Step, independent_steps, sequential_steps
+from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
+from qubo_rounding.following import find_following
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layers import Layer, matrix_of, weight_of
-from qubo_rounding.local_loss import bias_shift, output_error
+from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.relaxed.reconstruction import Reconstruction
+from qubo_rounding.rounders import LayerRounder, Posed, Rounder, SolverRounder
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder
-from qubo_rounding.solvers import Annealing, RefusedError, Solver
+from qubo_rounding.solvers import Annealing, Solver
 from qubo_rounding.statistics import Gram, collect_grams
+from qubo_rounding.watch import watching
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def quantise(
     loader: Iterable[Any],
     *,
     solver: Solver | None = None,
+    reconstruction: Reconstruction | None = None,
     settings: LayerSettings | None = None,
     calibration: Literal["sequential", "independent"] = "sequential",
     grams: Mapping[str, Gram] | None = None,
@@ -71,6 +75,8 @@ def quantise(
         model: any network in eval mode that maps one input tensor to outputs.
         loader: calibration batches: tensors, or tuples whose first element is the input.
         solver: rounds each layer's problem; None is `Annealing()`.
+        reconstruction: learns each layer's levels on its inputs instead, activation function
+            included; sequential calibration only, and instead of a solver.
         settings: grid and bias; None is 4 bits per channel with refitted bias.
         calibration: "sequential" rounds each layer on the inputs that the rounded layers before it
             give, and holds the batches in memory; "independent" takes every Gram from the float
@@ -83,7 +89,9 @@ def quantise(
         skip: names to leave out.
         run: folder that keeps finished layers; the same call resumes there, to the same bits.
         seed: everything random follows from it, layer by layer.
-        memory: bytes that sequential calibration may hold in suspended passes, about.
+        memory: bytes that sequential calibration may hold in suspended passes, about; with a
+            reconstruction half of them are for the inputs and targets of the layer at hand, of
+            which the rest goes to disk.
         progress: show progress bars on standard error.
 
     Raises:
@@ -91,7 +99,8 @@ def quantise(
             run folder of another run.
         RefusedError: the solver refuses a layer; the message names the layer.
     """
-    solver, settings = solver or Annealing(), settings or LayerSettings()
+    method = _method(solver, reconstruction, calibration)
+    settings = settings or LayerSettings()
     _check_calibration(calibration, grams, held_out)
     stream = input_batches(loader)
     first = next(stream)
@@ -99,6 +108,9 @@ def quantise(
     rounded = copy.deepcopy(plan.folded)
     if settings.bias == "refit":
         _give_biases(rounded, plan.layers)
+    if reconstruction is not None:
+        _check_called_once(plan.trial)
+        memory /= 2
     data = Data(chain([first], stream) if grams is None else grams)
     judges = Data(held_out)
     if calibration == "independent":
@@ -111,20 +123,60 @@ def quantise(
         )
     folder = None
     if run is not None:
-        identity = dict(solver=repr(solver), settings=repr(settings), calibration=calibration)
+        identity = dict(solver=repr(method), settings=repr(settings), calibration=calibration)
         identity |= dict(layers=list(plan.layers), seed=seed)
         identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
         identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
         folder = RunFolder(run, identity)
-    work = _Work(plan.folded, rounded, solver, settings, seed, folder)
+    if isinstance(method, Reconstruction):
+        following = find_following(plan.folded, plan.layers, first[:1])
+        images = sum(len(batch) for batch in every[0])
+        rounder = LayerRounder(
+            method, plan.folded, following, images, seed, memory, folder and folder.path
+        )
+    else:
+        rounder = SolverRounder(method, seed)
+    work = _Work(plan.folded, rounded, rounder, settings, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
-    with torch.no_grad(), bar, closing(steps):  # a refused layer must not leave passes suspended
+    with (
+        torch.no_grad(),
+        bar,
+        watching(progress=progress),
+        closing(steps),
+    ):  # a refused layer must not leave passes suspended
         for step in steps:
             bar.set_postfix_str(step.layer.name)
             finished[step.layer.name] = work.do(step)
             bar.update()
     return QuantisedNetwork(rounded, finished, plan.skipped)
+
+
+def _method(
+    solver: Solver | None, reconstruction: Reconstruction | None, calibration: str
+) -> Solver | Reconstruction:
+    if reconstruction is None:
+        return solver or Annealing()
+    if solver is not None:
+        raise ValueError(
+            "give a solver or a reconstruction, not both; a reconstruction takes a solver as its "
+            "start."
+        )
+    if calibration != "sequential":
+        raise ValueError(
+            "a reconstruction needs the layers' inputs one layer after the other; choose "
+            "calibration='sequential' (Reconstruction(asymmetric=False) for the float inputs)."
+        )
+    return reconstruction
+
+
+def _check_called_once(trial: Trial) -> None:
+    often = [name for name, calls in trial.calls.items() if calls > 1]
+    if often:
+        raise ValueError(
+            f"the network calls {often} more than once; reconstruction needs one call of a layer. "
+            "Leave them out with skip, or choose a solver."
+        )
 
 
 def _check_calibration(calibration: str, grams: object, held_out: object) -> None:
@@ -143,9 +195,8 @@ class _Work:
 
     model: nn.Module
     rounded: nn.Module
-    solver: Solver
+    rounder: Rounder
     settings: LayerSettings
-    seed: int
     folder: RunFolder | None
 
     def do(self, step: Step) -> RoundedLayer:
@@ -155,6 +206,7 @@ class _Work:
             done = self._round(step)
             if self.folder:
                 self.folder.save(done)
+        self.rounder.finish(step.layer)
         _install(self.rounded, step.layer, done)
         return done
 
@@ -163,20 +215,16 @@ class _Work:
         gram, held = step.grams()
         weight = matrix_of(self.model, layer)
         problem, grid = layer_problem(layer, weight, gram, settings)
+        posed = Posed(step, gram, weight, problem, grid, settings.bias_of(layer))
         began = time.perf_counter()
-        solution = _solve(self.solver, problem, layer, self.seed)
+        solution, shift = self.rounder.round(posed)
         seconds = time.perf_counter() - began
         nearest = problem.nearest()
-        bias = settings.bias_of(layer)
 
-        def shift_for(levels: Tensor) -> Tensor:
-            return bias_shift(weight, grid.dequantize(levels), gram, bias)
-
-        def error_held_out(levels: Tensor) -> float | None:
+        def error_held_out(levels: Tensor, shift: Tensor) -> float | None:
             if held is None:
                 return None
-            values = grid.dequantize(levels)
-            return float(output_error(weight, values, shift_for(levels), held).sum())
+            return float(output_error(weight, grid.dequantize(levels), shift, held).sum())
 
         record = LayerRecord(
             name=layer.name,
@@ -186,18 +234,16 @@ class _Work:
             bits=settings.bits_of(layer),
             energy=float(solution.energy.sum()),
             energy_nearest=float(problem.energy(nearest).sum()),
-            held_out=error_held_out(solution.levels),
-            held_out_nearest=error_held_out(nearest),
+            held_out=error_held_out(solution.levels, shift),
+            held_out_nearest=error_held_out(nearest, posed.shift_for(nearest)),
             lower_bound=solution.total_bound,
             proven_rows=int(solution.proven.sum()),
             flips=int((solution.levels != nearest).sum()),
             seconds=seconds,
-            solver=str(solution.stats.get("solved_by", self.solver)),
+            solver=str(solution.stats.get("solved_by", self.rounder.name)),
             stats=solution.stats,
         )
-        return RoundedLayer(
-            solution.levels, grid.scale, grid.zero_point, shift_for(solution.levels), record
-        )
+        return RoundedLayer(solution.levels, grid.scale, grid.zero_point, shift, record)
 
 
 def problems(
@@ -238,12 +284,3 @@ def _install(model: nn.Module, layer: Layer, done: RoundedLayer) -> None:
     if bool(done.bias_shift.any()):
         bias = model.get_parameter(f"{layer.name}.bias".lstrip("."))
         bias.data.copy_(bias.double() + done.bias_shift.flatten())
-
-
-def _solve(solver: Solver, problem: RoundingProblem, layer: Layer, seed: int) -> Solution:
-    # Layers draw different random numbers, and each the same whichever layers are rounded.
-    layer_seed = seed ^ zlib.crc32(layer.name.encode())
-    try:
-        return solver.solve(problem, seed=layer_seed)
-    except RefusedError as error:
-        raise RefusedError(f"layer {layer.name!r}: {error}") from None

@@ -64,6 +64,12 @@ class LayerCall:
         """The tensor the function receives, after whatever padding the module does itself."""
         return self.arguments["input"]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The other arguments than input, weight and bias: stride, padding, ..."""
+        tensors = ("input", "weight", "bias")
+        return {name: value for name, value in self.arguments.items() if name not in tensors}
+
     def output_with(self, weight: Tensor) -> Tensor:
         """The output of this very call with another weight, bias included."""
         return self.function(**{**self.arguments, "weight": weight})

@@ -104,6 +104,16 @@ def patches_of(call: LayerCall) -> Patches:
     return Patches(signal, call.layer.groups, call.layer.kernel, stride, dilation)
 
 
+def by_window(call: LayerCall, values: Tensor) -> Tensor:
+    """Values shaped like a call's output, as (g, r, n) with windows in the order of its patches."""
+    layer = call.layer
+    if layer.kind == "linear":
+        return values.reshape(1, -1, layer.r).mT
+    if layer.kind == "conv_transpose":  # patches read it back to front
+        values = values.flip(list(range(2, values.ndim)))
+    return values.unflatten(1, (layer.g, layer.r)).movedim(0, 2).flatten(2)
+
+
 def _per_dimension(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * rank if len(values) == 1 else values

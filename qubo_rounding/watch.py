@@ -50,12 +50,22 @@ def watching(*, time_limit: float | None = None, progress: bool = False) -> Iter
         _current.reset(token)
 
 
-def watched(items: Iterable[Item], label: str) -> Iterator[Item]:
-    """The items, until the time limit of the enclosing `watching` block is reached."""
+def watched(
+    items: Iterable[Item], label: str, note: Callable[[], str] = lambda: ""
+) -> Iterator[Item]:
+    """The items, until the time limit of the enclosing `watching` block is reached.
+
+    Args:
+        items: the steps of the loop.
+        label: of the progress bar.
+        note: what stands behind the bar; asked only when the bar is drawn anew.
+    """
     watch = _current.get()
     with tqdm(items, desc=label, leave=False, disable=not watch.progress) as bar:
-        for item in bar:
+        for item in items:
             yield item
+            if bar.update():
+                bar.set_postfix_str(note())
             if time.monotonic() >= watch.deadline:
                 return
 

@@ -88,7 +88,7 @@ def test_beta_may_fall_along_a_line() -> None:
 
 
 def test_the_annealing_begins_when_the_warm_start_ends() -> None:
-    assert annealing_progress(199, 1000, 0.2) is None
-    assert annealing_progress(200, 1000, 0.2) == 0
-    assert annealing_progress(600, 1000, 0.2) == pytest.approx(0.5)
-    assert annealing_progress(0, 10, 0.0) == 0
+    assert annealing_progress(0.199, 0.2) is None
+    assert annealing_progress(0.2, 0.2) == 0
+    assert annealing_progress(0.6, 0.2) == pytest.approx(0.5)
+    assert annealing_progress(0.0, 0.0) == 0

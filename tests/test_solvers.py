@@ -16,6 +16,8 @@ from company import torch_threads
 
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import Encoding
+from qubo_rounding.relaxed.choices import choices_of
+from qubo_rounding.relaxed.softening import PlainSigmoid, RectifiedSigmoid
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
@@ -35,7 +37,6 @@ from qubo_rounding.solvers import (
     dwave_tabu,
     make_solver,
 )
-from qubo_rounding.solvers.adaround import _two_levels
 from qubo_rounding.solvers.annealing import _metropolis_sweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.testing import planted_problem, random_problem
@@ -273,8 +274,11 @@ def test_a_planted_optimum_is_found(solver: Solver) -> None:
 @pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "raw"])
 def test_adaround_is_autograd_with_adam(schedule: Any, normalise: bool) -> None:
     problem = fixed(random_problem(2, 2, 12, seed=4, linear=True), slice(5, 6))
-    solver = AdaRound(iterations=300, lr=0.02, lam=0.05, normalise=normalise, schedule=schedule)
-    h, done = solver._optimise(problem, *_two_levels(problem))
+    relaxation = RectifiedSigmoid(schedule=schedule)
+    solver = AdaRound(iterations=300, lr=0.02, lam=0.05, normalise=normalise, relaxation=relaxation)
+    choices = choices_of(problem, relaxation)
+    v, done = solver._optimise(problem, choices)
+    h = relaxation.soften(v, choices.room, 1.0)[0]
     levels = solver.solve(problem).levels
     assert done == 300
     for at, row in reference.rows_of(problem):
@@ -430,12 +434,6 @@ NAN, INF = float("nan"), float("inf")
         (AdaRound, {"lr": NAN}),
         (AdaRound, {"lam": -1.0}),
         (AdaRound, {"lam": INF}),
-        (AdaRound, {"warm_start": 1.0}),
-        (AdaRound, {"warm_start": -0.1}),
-        (AdaRound, {"beta_last": 1.0}),
-        (AdaRound, {"beta_first": 2.0, "beta_last": 3.0}),
-        (AdaRound, {"beta_first": INF}),
-        (AdaRound, {"schedule": "steps"}),
         (dwave_annealing, {"reads": 0}),
         (dwave_annealing, {"sweeps": 0}),
         (dwave_tabu, {"reads": 0}),
@@ -466,8 +464,8 @@ def test_parameters_that_a_sampler_lacks_are_refused() -> None:
         ("annealing:start=stochastic:draws=3", Annealing(start=Stochastic(draws=3))),
         ("descent:", Descent()),
         (
-            "adaround:normalise=False,lam=0.01,schedule=linear,lr=1",
-            AdaRound(normalise=False, lam=0.01, schedule="linear", lr=1.0),
+            "adaround:normalise=False,lam=0.01,relaxation=plain_sigmoid,lr=1",
+            AdaRound(normalise=False, lam=0.01, lr=1.0, relaxation=PlainSigmoid()),
         ),
         ("dimod_exact:max_variables=5", dimod_exact(max_variables=5)),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall, LayerTap
-from qubo_rounding.patches import patches_of
+from qubo_rounding.patches import by_window, patches_of
 from qubo_rounding.qubo.task_loss import (
     Batch,
     Curvature,
@@ -93,16 +93,6 @@ def output_diagonals(
     values, vectors = torch.linalg.eigh(_end_hessians(task, outputs, batch[1]))
     for call, shift in zip(tap.calls, tap.shifts, strict=True):
         yield call, _gauss_newton_diagonal(outputs, shift, values, vectors)
-
-
-def by_window(call: LayerCall, values: Tensor) -> Tensor:
-    """Values shaped like a call's output, as (g, r, n) with windows in the order of its patches."""
-    layer = call.layer
-    if layer.kind == "linear":
-        return values.reshape(1, -1, layer.r).mT
-    if layer.kind == "conv_transpose":  # patches read it back to front
-        values = values.flip(list(range(2, values.ndim)))
-    return values.unflatten(1, (layer.g, layer.r)).movedim(0, 2).flatten(2)
 
 
 def output_hessians(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
-from qubo_rounding.patches import patches_of
+from qubo_rounding.patches import by_window, patches_of
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.layer_decisions import (
     DEFAULT_SETTINGS,
@@ -30,7 +30,7 @@ from qubo_rounding.qubo.layer_decisions import (
     decisions,
     problem_notes,
 )
-from qubo_rounding.qubo.output_curvature import by_window, output_diagonals
+from qubo_rounding.qubo.output_curvature import output_diagonals
 from qubo_rounding.qubo.task_loss import Curvature, Loss, TaskLoss, all_watched
 
 CHUNK_ELEMENTS = 2**21  # float64 numbers of patches at a time

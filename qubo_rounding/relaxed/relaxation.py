@@ -45,16 +45,15 @@ def rounding_regulariser_slope(h: Tensor, beta: float) -> Tensor:
     return power.copysign_(centred).mul_(-2 * beta)
 
 
-def annealing_progress(iteration: int, iterations: int, warm_start: float) -> float | None:
+def annealing_progress(progress: float, warm_start: float) -> float | None:
     """The share of the annealing of beta that is done; None during the warm start.
 
     Args:
-        iteration: counted from 0.
-        iterations: all of them.
+        progress: share of all iterations that is done.
         warm_start: share of the iterations that pass before the regulariser sets in.
     """
-    progress = (iteration / iterations - warm_start) / (1 - warm_start)
-    return None if progress < 0 else progress
+    annealed = (progress - warm_start) / (1 - warm_start)
+    return None if annealed < 0 else annealed
 
 
 def beta_at(

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from qubo_rounding.relaxed.softening import RELAXATIONS, Relaxation
 from qubo_rounding.solvers.adaround import AdaRound
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
@@ -51,7 +52,8 @@ def make_solver(text: str) -> Solver:
     """The solver that `NAME[:key=value,...]` describes, NAME one of SOLVERS.
 
     Values are of the kind of the option's default: whole or decimal numbers, true or false, words,
-    or, for `start`, the name of another solver: `annealing:sweeps=500,start=nearest`.
+    or, for `start`, the name of another solver, and for `relaxation` one of RELAXATIONS:
+    `annealing:sweeps=500,start=nearest`.
 
     Raises:
         ValueError: an unknown name or key, or a value that the solver does not allow.
@@ -69,11 +71,26 @@ def make_solver(text: str) -> Solver:
                 f"{option!r} is no option of {name}; write key=value with a key of "
                 f"{', '.join(known) or 'none: it has no options'}."
             )
-        values[key] = make_solver(value) if key == "start" else _value(option, known[key].default)
+        named = _NAMED.get(key)
+        values[key] = named(value) if named else _value(option, known[key].default)
     try:
         return factory(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{text!r}: {error}") from None
+
+
+def make_relaxation(name: str) -> Relaxation:
+    """The relaxation of that name with its default settings.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RELAXATIONS:
+        raise ValueError(f"there is no relaxation {name!r}; there are {', '.join(RELAXATIONS)}.")
+    return RELAXATIONS[name]()
+
+
+_NAMED: dict[str, Callable[[str], Any]] = {"start": make_solver, "relaxation": make_relaxation}
 
 
 def _value(option: str, default: bool | int | float | str) -> bool | int | float | str:
@@ -111,5 +128,6 @@ __all__ = [
     "dwave_annealing",
     "dwave_descent",
     "dwave_tabu",
+    "make_relaxation",
     "make_solver",
 ]

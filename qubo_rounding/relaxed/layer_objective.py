@@ -1,0 +1,212 @@
+"""The reconstruction error of one layer on stored samples, and its slopes.
+
+    loss = sum over rows k of  c_k * mean over samples and positions of (f_a(z) - f_a(z~))_k^2
+
+with z the float layer's output, z~ that of the softly rounded one on the inputs that the rounded
+network gives it, f_a what follows the layer. The positions are all of a sample's (`MapObjective`),
+or some that are drawn once (`PatchObjective`): then the layer is a product of matrices whatever the
+size of the picture, and an iteration costs the same in every part of the network.
+
+Source: Nagel et al. 2020, arXiv 2004.10568, eq 21 and 25.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from qubo_rounding.calibration import LayerPair
+from qubo_rounding.following import Following
+from qubo_rounding.layers import Layer
+from qubo_rounding.passes import LayerCall
+from qubo_rounding.patches import by_window, patches_of
+from qubo_rounding.relaxed.objective import Slopes
+from qubo_rounding.relaxed.sample_store import filled_store
+from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
+
+_TOGETHER = 2**21  # outputs computed at once on a CPU: what is between two passes stays in cache
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What of a layer is compared, and how its rows count.
+
+    Args:
+        layer: the layer.
+        following: what its output goes through before the comparison.
+        bias: float32 (g, r), before any shift.
+        row_weights: float32 (g, r), the c_k.
+    """
+
+    layer: Layer
+    following: Following
+    bias: Tensor
+    row_weights: Tensor
+
+    def error(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """The loss for outputs of the softly rounded layer, against stored rows."""
+        difference = self.following(outputs, rows.get("added")) - rows["target"].view_as(outputs)
+        weights = self.row_weights.flatten()
+        if self.layer.kind != "linear":  # channels come second, not last
+            weights = weights.reshape(-1, *[1] * (outputs.ndim - 2))
+        places = outputs.numel() // self.row_weights.numel()
+        return (difference.square() * weights).sum() / places
+
+    def sides(self, pair: LayerPair) -> dict[str, Tensor]:
+        """The float layer's compared values, and what is added to the rounded one's output."""
+        outputs = pair.call.output_with(pair.call.arguments["weight"])
+        added = {} if pair.added_q is None else {"added": pair.added_q}
+        return {"target": self.following(outputs, pair.added), **added}
+
+
+class MapObjective:
+    """The loss over all positions of a sample, by the layer's own function.
+
+    Args:
+        compared: the layer and what follows it.
+        pairs: its calls on the calibration batches.
+        images: how many those hold.
+        budget: bytes that inputs and targets may hold in memory.
+    """
+
+    def __init__(
+        self, compared: Compared, pairs: Iterator[LayerPair], images: int, budget: float
+    ) -> None:
+        first = next(pairs)
+        self._compared = compared
+        self._function, self._arguments = first.call_q.function, first.call_q.settings
+        rows = (
+            {"input": pair.call_q.input, **compared.sides(pair)} for pair in chain([first], pairs)
+        )
+        self._store = filled_store(rows, images, first.images, budget)
+        outputs = self._store.take(slice(0, 1))["target"]
+        self._together = _TOGETHER // outputs.numel() if outputs.device.type == "cpu" else 2**31
+
+    @property
+    def count(self) -> int:
+        """Samples there are."""
+        return self._store.count
+
+    @torch.enable_grad()
+    def slopes(
+        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor
+    ) -> Slopes:
+        """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
+        leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
+        weight, shift = leaves
+        total: list[Tensor] = []
+        for part in samples.split(max(1, self._together)):
+            # a single sample is looked at where it lies, several are copied together
+            rows = self._store.take(slice(int(part), int(part) + 1) if len(part) == 1 else part)
+            loss = self._loss(weight, shift, rows) * (len(part) / len(samples))
+            found = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+            total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+        return Slopes(total[0], [total[1]], [total[2]])
+
+    def _loss(self, weight: Tensor, shift: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        compared = self._compared
+        outputs = self._function(
+            input=rows["input"],
+            weight=compared.layer.weight(weight),
+            bias=(compared.bias + shift).flatten(),
+            **self._arguments,
+        )
+        return compared.error(outputs, rows)
+
+
+class PatchObjective:
+    """The loss over some positions of every sample, drawn once.
+
+    Args:
+        compared: the layer and what follows it.
+        pairs: its calls on the calibration batches.
+        images: how many those hold.
+        budget: bytes that inputs and targets may hold in memory.
+        positions: of each sample; all where it has fewer.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self,
+        compared: Compared,
+        pairs: Iterator[LayerPair],
+        images: int,
+        budget: float,
+        positions: int,
+        seed: int,
+    ) -> None:
+        first = next(pairs)
+        self._compared = compared
+        rows = _drawn_rows(compared, chain([first], pairs), positions, seed)
+        self._store = filled_store(rows, images, first.images, budget)
+
+    @property
+    def count(self) -> int:
+        """Samples there are."""
+        return self._store.count
+
+    @torch.enable_grad()
+    def slopes(
+        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor
+    ) -> Slopes:
+        """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
+        leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
+        weight, shift = leaves
+        rows = {name: part.flatten(0, 1) for name, part in self._store.take(samples).items()}
+        loss = self._loss(weight, shift, rows)
+        by_weight, by_shift = torch.autograd.grad(loss, leaves)
+        return Slopes(loss.detach(), [by_weight], [by_shift])
+
+    def _loss(self, weight: Tensor, shift: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        layer, bias = self._compared.layer, (self._compared.bias + shift).flatten()
+        inputs = rows["input"].unflatten(1, (layer.g, layer.d))
+        outputs = _products(inputs, weight) + bias
+        spatial = [1] * len(layer.kernel)  # activations may have settings for each channel
+        rows = {name: part.reshape(*part.shape, *spatial) for name, part in rows.items()}
+        return self._compared.error(outputs.reshape(*outputs.shape, *spatial), rows)
+
+
+def _products(inputs: Tensor, weight: Tensor) -> Tensor:
+    """(n, g r) outputs of patches (n, g, d) under weights (g, r, d)."""
+    if weight.shape[0] == 1:
+        return inputs[:, 0] @ weight[0].T
+    if weight.shape[1] == 1:  # depthwise: far too small for a product of matrices each
+        return (inputs * weight[:, 0]).sum(dim=2)
+    return torch.bmm(inputs.transpose(0, 1), weight.mT).transpose(0, 1).flatten(1)
+
+
+def _drawn_rows(
+    compared: Compared, pairs: Iterator[LayerPair], positions: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """(samples, positions, values) of every tensor, for each pair of calls."""
+    taken = 0
+    for pair in pairs:
+        samples = len(pair.call_q.input)
+        every = patches_of(pair.call_q).count // samples
+        keys = stream_keys(seed, torch.arange(taken, taken + samples))
+        drawn = torch.from_numpy(uniforms(keys, every)).argsort(dim=1, stable=True)
+        places = drawn[:, :positions].sort(dim=1).values
+        index = places + every * torch.arange(samples)[:, None]
+        taken += samples
+        sides = compared.sides(pair)
+        yield {
+            "input": _windows_at(pair.call_q, index),
+            **{name: _values_at(pair.call_q, side, index) for name, side in sides.items()},
+        }
+
+
+def _windows_at(call: LayerCall, index: Tensor) -> Tensor:
+    """(n, p, g d) the patches of a call whose numbers are index (n, p)."""
+    windows = patches_of(call).windows()
+    sizes = windows.shape[2 + max(1, len(call.layer.kernel)) :]
+    places = torch.unravel_index(index.to(windows.device), sizes)
+    return windows[(..., *places)].flatten(0, -3).movedim(0, -1)
+
+
+def _values_at(call: LayerCall, values: Tensor, index: Tensor) -> Tensor:
+    """(n, p, g r) values shaped like the output of a call, at the patches of numbers index."""
+    return by_window(call, values).flatten(0, 1)[:, index.to(values.device)].movedim(0, -1)

@@ -1,0 +1,247 @@
+"""AdaRound on data: levels learned by gradient descent on a reconstruction error."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qubo_rounding.grid import Grid
+from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.relaxed.adam import Adam
+from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
+from qubo_rounding.relaxed.choices import Choices, choices_of
+from qubo_rounding.relaxed.objective import Objective
+from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
+from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
+from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.watch import watched
+
+_TINY = torch.finfo(torch.float32).tiny
+_SAMPLES_AT_ONCE = 64  # where nothing is learned
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Levels learned on minibatches of layer inputs; the defaults are the paper's.
+
+    Minimises ||f_a(W x) - f_a(W~ x_q)||^2 + lam * f_reg(V) by Adam, with W~ the soft weights, x the
+    layer's inputs in the float network, x_q those in the network rounded so far, f_a the
+    activation function that really follows, residual additions before it included.
+
+    Args (change often):
+        iterations: Adam steps a layer.
+        lr: Adam's step size; 1e-2 settles better in fewer iterations.
+        lam: weight of the regulariser. 0.1 suits networks like MobileNetV2: their depthwise layers
+            have few weights and large errors, beside which 0.01 leaves many bits unsettled. With
+            `normalise` it is relative to each row's own energy scale and 1 suits all layers.
+        positions: of each sample, drawn once; None takes all. 16 cost the same in every layer
+            and are a small part of the time in the first ones.
+    Args (with caution):
+        asymmetric: False gives the layer the float network's inputs (eq 21).
+        activation: False compares outputs before the activation function.
+        normalise: see `lam`.
+        start: a solver whose levels the optimisation begins near and chooses around; None is the
+            paper's start, every weight where it lies between its two levels.
+    Args (never):
+        batch: samples a minibatch.
+        relaxation: how levels are made continuous, with the regulariser and its annealing.
+
+    Source: Nagel et al. 2020, arXiv 2004.10568, eq 25 and section 5.
+    """
+
+    iterations: int = 10_000
+    lr: float = 1e-3
+    lam: float = 0.01
+    positions: int | None = None
+    asymmetric: bool = True
+    activation: bool = True
+    normalise: bool = False
+    start: Solver | None = None
+    batch: int = 32
+    relaxation: Relaxation = field(default_factory=RectifiedSigmoid)
+
+    def __post_init__(self) -> None:
+        counts = {"iterations": self.iterations, "batch": self.batch}
+        if self.positions is not None:
+            counts["positions"] = self.positions
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; give a whole number from 1.")
+        if not (0 < self.lr < math.inf and 0 <= self.lam < math.inf):
+            raise ValueError(f"lr is {self.lr} and lam {self.lam}; give lr > 0 and lam >= 0.")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What reconstruction found for a layer.
+
+    Args:
+        levels: int16 (g, r, d).
+        shift: float64 (g, r), added to the bias.
+    """
+
+    levels: Tensor
+    shift: Tensor
+
+
+class SoftLayer:
+    """A layer's weights while they are learned: levels between two, and a shift of the bias.
+
+    Args:
+        problem: tells targets, levels allowed and each row's energy scale.
+        grid: turns levels into weights.
+        settings: of the reconstruction.
+        start: levels to begin near; None begins where the weights are.
+        shift: (g, r) the bias shift to begin with; None keeps the bias as it is.
+    """
+
+    def __init__(
+        self,
+        problem: RoundingProblem,
+        grid: Grid,
+        settings: Reconstruction,
+        start: Solution | None,
+        shift: Tensor | None,
+    ) -> None:
+        self._relaxation = settings.relaxation
+        self.choices: Choices = choices_of(problem, settings.relaxation, start)
+        self._lowest = grid.dequantize(self.choices.lowest).float()
+        self._step = (problem.scale * self.choices.room).float()
+        # What moving one weight by one level does to the output, typically: the shift's unit.
+        self._unit = problem.unit.squeeze(2).sqrt().float()
+        self._lam = settings.lam
+        self._v = Adam(self._relaxation.start(self.choices.share), settings.lr)
+        self._shift = None
+        if shift is not None:
+            self._shift = Adam(shift.float() / self._unit.clamp_min(_TINY), settings.lr)
+        self._progress, self._h, self._slope = 0.0, *self._softened(0.0)
+
+    def soften(self, progress: float) -> tuple[Tensor, Tensor]:
+        """float32 weights (g, r, d) and bias shift (g, r) at this moment."""
+        self._progress = progress
+        self._h, self._slope = self._softened(progress)
+        shift = torch.zeros_like(self._unit)
+        if self._shift is not None:
+            shift = self._shift.value * self._unit
+        return torch.addcmul(self._lowest, self._step, self._h), shift
+
+    def learn(self, by_weight: Tensor, by_shift: Tensor) -> None:
+        """One step down the slopes of the loss by weights and shift, and the regulariser's."""
+        gradient = by_weight * self._step
+        regulariser = self._relaxation.regulariser_slope(self._h, self._progress)
+        if regulariser is not None:
+            gradient.add_(regulariser, alpha=self._lam)
+        rate = self._relaxation.rate(self._progress)
+        self._v.step(gradient.mul_(self._slope), rate)
+        if self._shift is not None:
+            self._shift.step(by_shift * self._unit, rate)
+
+    def unsettled(self) -> float:
+        """Share of the weights that are not near a level yet."""
+        return self._relaxation.unsettled(self._v.value, self.choices.room, self._progress)
+
+    def learned(self) -> Learned:
+        """The levels and the bias shift decided on."""
+        levels = self.choices.lowest + self._relaxation.decide(self._v.value, self.choices.room)
+        shift = self.soften(1.0)[1]
+        return Learned(levels, shift.double())
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on."""
+        parts = {"v": self._v, "shift": self._shift}
+        return {
+            f"{name}.{key}": tensor
+            for name, adam in parts.items()
+            if adam is not None
+            for key, tensor in adam.state().items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`."""
+        for name, adam in {"v": self._v, "shift": self._shift}.items():
+            if adam is not None:
+                keys = {key: state[f"{name}.{key}"] for key in adam.state()}
+                adam.restore(keys)
+
+    def _softened(self, progress: float) -> tuple[Tensor, Tensor]:
+        return self._relaxation.soften(self._v.value, self.choices.room, progress)
+
+
+def learn(
+    objective: Objective,
+    layers: Sequence[SoftLayer],
+    settings: Reconstruction,
+    seed: int,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+    label: str = "reconstruction",
+) -> dict[str, Any]:
+    """Learn the layers' levels and shifts, in place; returns what is to be told about it.
+
+    Args:
+        objective: the loss.
+        layers: those whose weights it depends on, in its order.
+        settings: of the reconstruction.
+        seed: of the minibatches.
+        checkpoint: where the state is kept now and then, and found again.
+        label: of the progress bar.
+    """
+    first = checkpoint.restore(layers)
+    loss = torch.zeros(())
+
+    def note() -> str:
+        unsettled = max(layer.unsettled() for layer in layers)
+        return f"loss {float(loss):.3g}, unsettled {unsettled:.1%}"
+
+    done = first
+    for iteration in watched(range(first, settings.iterations), label, note):
+        weights, shifts = zip(
+            *(layer.soften(iteration / settings.iterations) for layer in layers), strict=True
+        )
+        samples = minibatch(objective.count, settings.batch, iteration, seed)
+        slopes = objective.slopes(weights, shifts, samples)
+        for layer, *by in zip(layers, slopes.weights, slopes.shifts, strict=True):
+            layer.learn(*by)
+        loss, done = slopes.loss, iteration + 1
+        checkpoint.keep(layers, done)
+    if not math.isfinite(float(loss)):
+        raise ValueError(f"the loss of {label} is {float(loss)}; choose a smaller lr.")
+    unsettled = max(layer.unsettled() for layer in layers)
+    return {"iterations": done, "unsettled": unsettled, "last_loss": float(loss)}
+
+
+def mean_loss(objective: Objective, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> float:
+    """The loss over all samples."""
+    total = 0.0
+    for samples in torch.arange(objective.count).split(_SAMPLES_AT_ONCE):
+        loss = objective.slopes(weights, shifts, samples).loss
+        total += float(loss) * len(samples)
+    return total / objective.count
+
+
+def minibatch(count: int, size: int, iteration: int, seed: int) -> Tensor:
+    """int64 numbers of the samples of one iteration: each sample once before any comes again.
+
+    Args:
+        count: samples there are; all of them are taken where there are no more than `size`.
+        size: samples a minibatch.
+        iteration: counted from 0.
+        seed: of the order.
+    """
+    if count <= size:
+        return torch.arange(count)
+    each = count // size  # minibatches in which every sample comes once, but for a rest
+    epoch, number = divmod(iteration, each)
+    order = _order(count, epoch, seed)
+    return order[number * size : (number + 1) * size]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(count: int, epoch: int, seed: int) -> Tensor:
+    key = stream_keys(seed, torch.tensor(epoch))
+    return torch.from_numpy(uniforms(key, count)).argsort(stable=True)
