@@ -29,6 +29,7 @@ from qubo_rounding.relaxed.sample_store import filled_store
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 
 _TOGETHER = 2**21  # outputs computed at once on a CPU: what is between two passes stays in cache
+_WIDE = 64  # columns of a row that takes all the positions asked for
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class PatchObjective:
         pairs: its calls on the calibration batches.
         images: how many those hold.
         budget: bytes that inputs and targets may hold in memory.
-        positions: of each sample; all where it has fewer.
+        positions: of each sample; all where it has fewer. Narrow rows take fewer, as they have
+            less to learn: see `_positions_for`.
         seed: of the draw.
     """
 
@@ -179,11 +181,20 @@ def _products(inputs: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(inputs.transpose(0, 1), weight.mT).transpose(0, 1).flatten(1)
 
 
+def _positions_for(d: int, positions: int) -> int:
+    """How many positions of a sample a row of d columns takes, where one of 64 takes `positions`.
+
+    Depthwise layers have 9 to 49 columns and a patch for each channel, which together would be
+    many times their input.
+    """
+    return max(1, math.ceil(positions * min(d, _WIDE) / _WIDE))
+
+
 def _drawn_rows(
     compared: Compared, pairs: Iterator[LayerPair], positions: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """(samples, positions, values) of every tensor, for each pair of calls."""
-    taken = 0
+    taken, positions = 0, _positions_for(compared.layer.d, positions)
     for pair in pairs:
         samples = len(pair.call_q.input)
         every = patches_of(pair.call_q).count // samples
