@@ -12,6 +12,7 @@ Source: Nagel et al. 2020, arXiv 2004.10568, eq 21 and 25.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
