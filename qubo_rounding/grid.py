@@ -149,7 +149,7 @@ def _cut(weight: Tensor, width: int, bits: int, symmetric: bool, shared: bool) -
     # Zeros at the end change no block: every grid holds zero exactly.
     padded = F.pad(weight, (0, count * width - d))
     cut = padded.reshape(g, r, count, width).transpose(1, 2)
-    smallest, largest = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    smallest, largest = level_range(bits, symmetric)
     over = (0, 1, 2, 3) if shared else (3,)
     top = cut.amax(over, keepdim=True).clamp_min(0) / largest
     bottom = cut.amin(over, keepdim=True).clamp_max(0) / largest
@@ -158,6 +158,11 @@ def _cut(weight: Tensor, width: int, bits: int, symmetric: bool, shared: bool) -
     scale = torch.where(span >= torch.finfo(torch.float64).tiny, span, 1.0)
     zero_point = torch.zeros_like(scale) if symmetric else (-bottom / scale * largest).round()
     return Blocks(cut / scale, scale, zero_point, smallest, largest)
+
+
+def level_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Smallest and largest level of a grid: around zero, or from zero up."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
 
 
 def _uncut(value: Tensor, weight: Tensor, repeats: int) -> Tensor:

@@ -14,6 +14,7 @@ from qubo_rounding.grid import (
     WeightMSE,
     check_fineness,
     fit_grid,
+    level_range,
 )
 from qubo_rounding.layers import Layer
 from qubo_rounding.local_loss import BiasMode, Candidates, local_problem
@@ -53,6 +54,10 @@ class LayerSettings:
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""
         return self.layer_bits.get(layer.name, self.bits)
+
+    def range_of(self, bits: int) -> tuple[int, int]:
+        """Smallest and largest level of a grid of so many bits."""
+        return level_range(bits, self.symmetric)
 
     def bias_of(self, layer: Layer) -> BiasMode:
         """A weight shared by several modules keeps its biases: no one shift suits them all."""

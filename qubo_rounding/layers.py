@@ -179,6 +179,12 @@ def matrix_of(model: nn.Module, layer: Layer) -> Tensor:
     return layer.matrix(weight_of(model, layer).detach())
 
 
+def bias_of(model: nn.Module, layer: Layer) -> Tensor | None:
+    """(g r) a layer's bias in a network, the parameter's own memory; None where it has none."""
+    bias = getattr(model.get_submodule(layer.name), "bias", None)
+    return None if bias is None else bias.detach()
+
+
 def _kind(module: nn.Module) -> Kind | None:
     return next((kind for kind, types in MODULE_KINDS.items() if isinstance(module, types)), None)
 

@@ -24,9 +24,10 @@ from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.relaxed.reconstruction import Reconstruction
+from qubo_rounding.refinement import Refinement
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.rounders import LayerRounder, Posed, Rounder, SolverRounder
-from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder
+from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
 from qubo_rounding.solvers import Annealing, Solver
 from qubo_rounding.statistics import Gram, collect_grams
 from qubo_rounding.watch import watching
@@ -128,7 +129,9 @@ def quantise(
         identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
         identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
         folder = RunFolder(run, identity)
-    if isinstance(method, Reconstruction):
+    if isinstance(method, BlockReconstruction):
+        rounder = SolverRounder(method.start or Annealing(), seed)
+    elif isinstance(method, Reconstruction):
         following = find_following(plan.folded, plan.layers, first[:1])
         images = sum(len(batch) for batch in every[0])
         rounder = LayerRounder(
@@ -149,6 +152,14 @@ def quantise(
             bar.set_postfix_str(step.layer.name)
             finished[step.layer.name] = work.do(step)
             bar.update()
+    if isinstance(method, BlockReconstruction):
+        place = folder and folder.path
+        refinement = Refinement(
+            *(plan.folded, rounded, plan.layers, every[0], settings, method),
+            *(seed, memory, place, progress),
+        )
+        with watching(progress=progress):
+            finished = refinement.refine(finished)
     return QuantisedNetwork(rounded, finished, plan.skipped)
 
 
@@ -207,7 +218,7 @@ class _Work:
             if self.folder:
                 self.folder.save(done)
         self.rounder.finish(step.layer)
-        _install(self.rounded, step.layer, done)
+        install(self.model, self.rounded, step.layer, done)
         return done
 
     def _round(self, step: Step) -> RoundedLayer:
@@ -276,11 +287,3 @@ def _give_biases(model: nn.Module, layers: Mapping[str, Layer]) -> None:
         if module.bias is None and not layer.aliases:
             weight = weight_of(model, layer)
             module.bias = nn.Parameter(weight.new_zeros(layer.g * layer.r), requires_grad=False)
-
-
-def _install(model: nn.Module, layer: Layer, done: RoundedLayer) -> None:
-    """Write a rounded layer into the network in place: suspended passes hold these parameters."""
-    weight_of(model, layer).data.copy_(layer.weight(done.weight))
-    if bool(done.bias_shift.any()):
-        bias = model.get_parameter(f"{layer.name}.bias".lstrip("."))
-        bias.data.copy_(bias.double() + done.bias_shift.flatten())

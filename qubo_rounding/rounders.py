@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qubo_rounding.calibration import Step
 from qubo_rounding.following import Following
 from qubo_rounding.grid import Grid
-from qubo_rounding.layers import Layer
+from qubo_rounding.layers import Layer, bias_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.checkpoint import Checkpoint
@@ -130,13 +130,15 @@ class LayerRounder:
         """See `Rounder.round`."""
         layer, pairs = posed.step.layer, posed.step.pairs
         assert pairs is not None  # steps of sequential calibration have them
+        zeros = torch.zeros(posed.weight.shape[:2], device=posed.weight.device)
         refit = posed.bias == "refit"
+        bias = bias_of(self.model, layer)
         data = LayerData(
             layer=layer,
             following=self.following[layer.name],
             pairs=pairs,
             images=self.images,
-            bias=_bias_of(self.model, layer, posed.weight),
+            bias=zeros if bias is None else bias.reshape(zeros.shape),
             shift=posed.shift_for(posed.problem.nearest()) if refit else None,
         )
         return reconstruct_layer(
@@ -161,10 +163,3 @@ class LayerRounder:
 def layer_seed(seed: int, layer: Layer) -> int:
     """A layer's own seed: layers draw different numbers, each the same whichever are rounded."""
     return seed ^ zlib.crc32(layer.name.encode())
-
-
-def _bias_of(model: nn.Module, layer: Layer, weight: Tensor) -> Tensor:
-    bias = getattr(model.get_submodule(layer.name), "bias", None)
-    if bias is None:
-        return torch.zeros(weight.shape[:2], device=weight.device)
-    return bias.detach().reshape(weight.shape[:2])

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.kept_files import differing_keys, keep, kept
+from qubo_rounding.layers import Layer, bias_of, weight_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ class RoundedLayer:
     def weight(self) -> Tensor:
         """(g, r, d) float64 weights on the grid."""
         return self.scale * (self.levels.double() - self.zero_point)
+
+
+def install(model: nn.Module, rounded: nn.Module, layer: Layer, done: RoundedLayer) -> None:
+    """Write a rounded layer into the rounded network, in place: suspended passes hold its tensors.
+
+    Args:
+        model: the float network, whose biases the shifts are added to.
+        rounded: its copy.
+        layer: the layer.
+        done: what it is to be.
+    """
+    weight_of(rounded, layer).data.copy_(layer.weight(done.weight))
+    bias = bias_of(rounded, layer)
+    if bias is not None:
+        before = bias_of(model, layer)
+        start = torch.zeros_like(bias) if before is None else before
+        bias.copy_(
+            (start.double() + done.bias_shift.flatten()) if bool(done.bias_shift.any()) else start
+        )
 
 
 class RunFolder:

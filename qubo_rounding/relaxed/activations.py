@@ -113,7 +113,7 @@ class MSERange(ActivationRange):
         return float(low[best]), float(high[best])
 
 
-def _grid(low: Tensor, high: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+def _grid(low: Tensor, high: Tensor, largest: int | Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid from low to high; one for sites that are always zero."""
     scale = (high - low) / largest
     scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)

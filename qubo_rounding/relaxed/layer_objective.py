@@ -25,6 +25,7 @@ from qubo_rounding.following import Following
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
 from qubo_rounding.patches import by_window, patches_of
+from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.objective import Slopes
 from qubo_rounding.relaxed.sample_store import filled_store
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
@@ -75,6 +76,8 @@ class MapObjective:
         budget: bytes that inputs and targets may hold in memory.
     """
 
+    extra: Sequence[Adam] = ()
+
     def __init__(
         self, compared: Compared, pairs: Iterator[LayerPair], images: int, budget: float
     ) -> None:
@@ -95,7 +98,11 @@ class MapObjective:
 
     @torch.enable_grad()
     def slopes(
-        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor
+        self,
+        weights: Sequence[Tensor],
+        shifts: Sequence[Tensor],
+        samples: Tensor,
+        iteration: int | None = None,
     ) -> Slopes:
         """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
@@ -133,6 +140,8 @@ class PatchObjective:
         seed: of the draw.
     """
 
+    extra: Sequence[Adam] = ()
+
     def __init__(
         self,
         compared: Compared,
@@ -154,7 +163,11 @@ class PatchObjective:
 
     @torch.enable_grad()
     def slopes(
-        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor
+        self,
+        weights: Sequence[Tensor],
+        shifts: Sequence[Tensor],
+        samples: Tensor,
+        iteration: int | None = None,
     ) -> Slopes:
         """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from qubo_rounding.relaxed.adam import Adam
+
 
 @dataclass(frozen=True)
 class Slopes:
@@ -17,15 +19,22 @@ class Slopes:
         loss: scalar.
         weights: (g, r, d) by the weights, one for each layer.
         shifts: (g, r) by what is added to the biases, one for each layer.
+        extra: by the objective's own learned values.
     """
 
     loss: Tensor
     weights: Sequence[Tensor]
     shifts: Sequence[Tensor]
+    extra: Sequence[Tensor] = ()
 
 
 class Objective(Protocol):
     """A loss of the weights of one or more layers, over samples that can be taken singly."""
+
+    @property
+    def extra(self) -> Sequence[Adam]:
+        """What it learns beside the weights, such as steps of activation quantisers."""
+        ...
 
     @property
     def count(self) -> int:
@@ -33,7 +42,11 @@ class Objective(Protocol):
         ...
 
     def slopes(
-        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor
+        self,
+        weights: Sequence[Tensor],
+        shifts: Sequence[Tensor],
+        samples: Tensor,
+        iteration: int | None = None,
     ) -> Slopes:
         """The mean loss over some samples, and its derivatives.
 
@@ -41,5 +54,6 @@ class Objective(Protocol):
             weights: float32 (g, r, d), one for each layer.
             shifts: float32 (g, r), one for each layer.
             samples: int64 (n,).
+            iteration: number of the step, which random choices follow; None makes none of them.
         """
         ...

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,6 +75,44 @@ class Reconstruction:
                 raise ValueError(f"{name} is {value!r}; give a whole number from 1.")
         if not (0 < self.lr < math.inf and 0 <= self.lam < math.inf):
             raise ValueError(f"lr is {self.lr} and lam {self.lam}; give lr > 0 and lam >= 0.")
+
+
+@dataclass(frozen=True)
+class BlockReconstruction(Reconstruction):
+    """Levels of all layers of a block learned together, on the block's output.
+
+    Every layer is first rounded by `start` on its own inputs, one after the other; then the blocks
+    are learned in the order of execution, each on the inputs that the network rounded so far gives.
+
+    Args (change often):
+        blocks: names of the modules to learn together; None finds the residual blocks, and "" is
+            the whole network.
+        divergence: "squared" compares outputs, "kl" the answers of the whole network.
+    Args (with caution):
+        fisher: weigh squared errors by the Fisher information of the outputs, whose labels are
+            drawn from the float network's own answers.
+        drop: share of activations left unquantised while weights are learned (QDrop: 0.5).
+        step_lr: relative step size of the activation quantisers' scales; 0 leaves them alone.
+
+    Source: Li et al. 2021 (BRECQ), arXiv 2102.05426; Wei et al. 2022 (QDrop), arXiv 2203.05740.
+    """
+
+    blocks: tuple[str, ...] | None = None
+    divergence: Literal["squared", "kl"] = "squared"
+    fisher: bool = True
+    drop: float = 0.5
+    step_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence not in ("squared", "kl"):
+            raise ValueError(f"divergence is {self.divergence!r}; give 'squared' or 'kl'.")
+        if self.divergence == "kl" and self.blocks != ("",):
+            raise ValueError('divergence "kl" compares answers; give it blocks=("",).')
+        if not (0 <= self.drop <= 1 and 0 <= self.step_lr < math.inf):
+            raise ValueError(
+                f"drop is {self.drop} and step_lr {self.step_lr}; give a share and a number >= 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -191,7 +229,8 @@ def learn(
         checkpoint: where the state is kept now and then, and found again.
         label: of the progress bar.
     """
-    first = checkpoint.restore(layers)
+    parts = [*layers, *objective.extra]
+    first = checkpoint.restore(parts)
     loss = torch.zeros(())
 
     def note() -> str:
@@ -204,11 +243,13 @@ def learn(
             *(layer.soften(iteration / settings.iterations) for layer in layers), strict=True
         )
         samples = minibatch(objective.count, settings.batch, iteration, seed)
-        slopes = objective.slopes(weights, shifts, samples)
+        slopes = objective.slopes(weights, shifts, samples, iteration)
+        for adam, slope in zip(objective.extra, slopes.extra, strict=True):
+            adam.step(slope)
         for layer, *by in zip(layers, slopes.weights, slopes.shifts, strict=True):
             layer.learn(*by)
         loss, done = slopes.loss, iteration + 1
-        checkpoint.keep(layers, done)
+        checkpoint.keep(parts, done)
     if not math.isfinite(float(loss)):
         raise ValueError(f"the loss of {label} is {float(loss)}; choose a smaller lr.")
     unsettled = max(layer.unsettled() for layer in layers)

@@ -1,0 +1,127 @@
+"""A rounded network refined block by block: what reconstruction of blocks needs of a network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qubo_rounding.grid import Grid
+from qubo_rounding.layer_problem import LayerSettings
+from qubo_rounding.layers import Layer, bias_of, matrix_of
+from qubo_rounding.local_loss import local_problem
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.relaxed.block_reconstruction import RoundedBefore, reconstruct_blocks
+from qubo_rounding.relaxed.blocks import find_blocks
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Learned
+from qubo_rounding.run_folder import RoundedLayer, install
+from qubo_rounding.statistics import Gram, collect_grams
+
+_UNIT_IMAGES = 16  # energy scales need no more; levels are learned on all images
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What refines a rounded network.
+
+    Args:
+        model: the float network, batch norms folded.
+        rounded: its rounded copy, which is changed in place.
+        layers: the rounded layers, in the order of execution.
+        batches: calibration batches.
+        settings: how the layers were rounded.
+        method: how blocks are learned.
+        seed: of everything random.
+        budget: bytes that inputs and targets may hold in memory.
+        folder: of the run; None keeps nothing.
+        progress: show progress bars.
+    """
+
+    model: nn.Module
+    rounded: nn.Module
+    layers: Mapping[str, Layer]
+    batches: Sequence[Tensor]
+    settings: LayerSettings
+    method: BlockReconstruction
+    seed: int
+    budget: float
+    folder: Path | None
+    progress: bool
+
+    def refine(self, finished: Mapping[str, RoundedLayer]) -> dict[str, RoundedLayer]:
+        """The layers anew, installed in the rounded network; energies are those of its inputs."""
+        began = time.perf_counter()
+        some = self.batches[0][:_UNIT_IMAGES]
+        units = collect_grams(self.model, [some], layers=self.layers)
+        before = {name: self._before(done, units[name]) for name, done in finished.items()}
+        blocks = find_blocks(self.model, self.layers, some[:1], self.method.blocks)
+        refined: dict[str, RoundedLayer] = {}
+        for name, learned in reconstruct_blocks(
+            self.model,
+            self.rounded,
+            blocks,
+            before,
+            self.batches,
+            self.method,
+            seed=self.seed,
+            budget=self.budget,
+            folder=self.folder,
+            progress=self.progress,
+        ):
+            refined[name] = replace(finished[name], levels=learned.levels, bias_shift=learned.shift)
+            install(self.model, self.rounded, self.layers[name], refined[name])
+        seconds = (time.perf_counter() - began) / len(refined)
+        grams = collect_grams(self.model, self.batches, layers=self.layers, quantised=self.rounded)
+        return {
+            name: self._judged(refined[name], before[name], grams[name], seconds)
+            for name in finished
+        }
+
+    def _before(self, done: RoundedLayer, gram: Gram) -> RoundedBefore:
+        layer = self.layers[done.record.name]
+        grid = self._grid(done)
+        bias = bias_of(self.model, layer)
+        return RoundedBefore(
+            layer=layer,
+            problem=self._problem(layer, grid, gram),
+            grid=grid,
+            bias=None if bias is None else bias.float(),
+            found=Learned(done.levels, done.bias_shift),
+            refit=self.settings.bias_of(layer) == "refit",
+        )
+
+    def _grid(self, done: RoundedLayer) -> Grid:
+        ends = self.settings.range_of(done.record.bits)
+        return Grid(done.scale, done.zero_point, *ends)
+
+    def _problem(self, layer: Layer, grid: Grid, gram: Gram) -> RoundingProblem:
+        return local_problem(
+            matrix_of(self.model, layer),
+            grid,
+            gram,
+            bias=self.settings.bias_of(layer),
+            candidates=self.settings.candidates,
+        )
+
+    def _judged(
+        self, done: RoundedLayer, before: RoundedBefore, gram: Gram, seconds: float
+    ) -> RoundedLayer:
+        problem = self._problem(before.layer, before.grid, gram)
+        nearest = problem.nearest()
+        record = replace(
+            done.record,
+            energy=float(problem.energy(done.levels).sum()),
+            energy_nearest=float(problem.energy(nearest).sum()),
+            held_out=None,
+            held_out_nearest=None,
+            lower_bound=None,
+            proven_rows=0,
+            flips=int((done.levels != nearest).sum()),
+            seconds=done.record.seconds + seconds,
+            solver=repr(self.method),
+            stats={"changed": int((done.levels != before.found.levels).sum())},
+        )
+        return replace(done, record=record)
