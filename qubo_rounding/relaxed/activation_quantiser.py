@@ -1,0 +1,116 @@
+"""The grid of one activation: levels from 0 to 2^bits - 1, and values put on it with slopes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from qubo_rounding.grid import check_fineness
+
+
+def unsigned_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of levels 0 to 2^bits - 1 that cover low to high, with low <= 0 <= high.
+
+    scale = (high - low) / (2^bits - 1), zero point = round(-low / scale): value 0 is on the grid.
+    """
+    largest = 2**bits - 1
+    scale = high / largest - low / largest
+    # Any positive step suits nothing but zeros. Steps are kept as float32.
+    scale = torch.where(scale >= torch.finfo(torch.float32).tiny, scale, 1.0)
+    return scale, (-low / scale).round().clamp(0, largest)
+
+
+class ActivationQuantiser(nn.Module):
+    """Puts one activation on its grid: scale * (clip(round(x / scale) + z, 0, 2^bits - 1) - z).
+
+    The slope by x is that of the clipping alone. The slope by the scale is round(x / scale) -
+    x / scale within the range and the end's level beyond, times 1 / sqrt(n (2^bits - 1)), with n
+    the number of values of one sample.
+
+    Args:
+        scale: step of the grid, positive; a parameter, which learns once `requires_grad` is set.
+        zero_point: z, the level that stands for value 0.
+        bits: 2 to 8.
+
+    Source: Esser et al. 2020, arXiv 1902.08153, equations (1) to (3) and section 2.2.
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+
+    def __init__(self, scale: float, zero_point: int, bits: int) -> None:
+        super().__init__()
+        check_fineness(bits, "tensor")
+        if not (0 < scale < math.inf and 0 <= zero_point < 2**bits):
+            raise ValueError(
+                f"scale is {scale} and zero_point {zero_point}; with {bits} bits give a positive "
+                f"scale and a zero point from 0 to {2**bits - 1}."
+            )
+        self.bits = bits
+        self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float32), requires_grad=False)
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.float32))
+
+    @classmethod
+    def covering(cls, low: float, high: float, bits: int) -> ActivationQuantiser:
+        """The quantiser whose grid runs from `low` to `high`.
+
+        Raises:
+            ValueError: 0 is not between them, or they are not finite.
+        """
+        check_fineness(bits, "tensor")
+        if not -math.inf < low <= 0 <= high < math.inf:
+            raise ValueError(f"a grid from {low} to {high} does not hold 0; give ends around it.")
+        ends = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
+        scale, zero_point = unsigned_grid(*ends, bits=bits)
+        return cls(float(scale), int(zero_point), bits)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """The values of x on the grid, shaped as x and of its dtype."""
+        return _Quantise.apply(x, self.scale, self.zero_point, 2**self.bits - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `quantise`."""
+        return self.quantise(x)
+
+    def get_extra_state(self) -> Tensor:
+        """The bits, which belong to the state: scale and zero point mean nothing without them."""
+        return torch.tensor(self.bits)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the bits of a state."""
+        self.bits = int(state)
+
+    def extra_repr(self) -> str:
+        """What the grid is."""
+        return f"bits={self.bits}, scale={float(self.scale):.4g}, zero_point={self.zero_point:.0f}"
+
+
+class _Quantise(torch.autograd.Function):
+    """The values on the grid, with the slopes of Esser et al."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, largest: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.largest = largest
+        # Numbers as bounds: clamp_ with tensors takes four times as long.
+        levels = (x / scale).round_().add_(zero_point).clamp_(0, largest)
+        return levels.sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, scale, zero_point = ctx.saved_tensors
+        steps = x / scale
+        level = steps + zero_point
+        inside = (level >= 0) & (level <= ctx.largest)
+        by_scale = None
+        if ctx.needs_input_grad[1]:
+            rounded = level.clamp_(0, ctx.largest).sub_(zero_point).round_()
+            slope = rounded.sub_(steps.mul_(inside))
+            damping = (x.shape[1:].numel() * ctx.largest) ** -0.5
+            by_scale = slope.mul_(gradient).sum().mul_(damping).to(scale.dtype)
+        return gradient * inside, by_scale, None, None
