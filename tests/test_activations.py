@@ -150,6 +150,11 @@ class Formula(nn.Module):
         return self.function(self, x)
 
 
+def _written(out: Tensor, values: Tensor) -> Tensor:
+    out[:, :3] = values
+    return out
+
+
 # Sites.
 
 
@@ -219,6 +224,9 @@ def test_a_transformer_s_mlp() -> None:
         (lambda m, x: m.b(F.dropout(m.a(x), 0.5, False).reshape(1, 3, 2, 8).relu()), ["relu"]),
         (lambda m, x: m.b(F.max_pool2d(m.a(x), 2).relu()), ["relu"]),
         (lambda m, x: m.b(m.a(x) * 0.5), ["a.conv2d"]),
+        (lambda m, x: m.b(m.a(x).relu().masked_fill(x.new_zeros(1) > 0, -9.0)), ["relu"]),
+        (lambda m, x: m.b(torch.zeros_like(x).sub(1) * m.a(x).relu()), ["relu", "mul"]),
+        (lambda m, x: m.b(_written(torch.zeros_like(x), m.a(x).relu())), ["relu"]),
         (lambda m, x: m.b(torch.mul(x, other=m.a(x).relu())), ["relu", "mul"]),
         (lambda m, x: m.b(F.relu(F.group_norm(m.a(x), 3))), ["a.conv2d", "relu"]),
         (lambda m, x: m.b(torch.cat([m.a(x).relu(), x], 1)[:, 1:4]), ["relu", "cat"]),

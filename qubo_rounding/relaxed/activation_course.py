@@ -37,20 +37,27 @@ MOVES = frozenset(
         "amax", "broadcast_to", "channel_shuffle", "chunk", "clone", "contiguous", "copy",
         "cpu", "cuda", "detach", "double", "dropout", "dropout1d", "dropout2d", "dropout3d",
         "expand", "expand_as", "feature_dropout", "flatten", "flip", "float", "gather", "get",
-        "getitem", "half", "index_select", "max_pool1d", "max_pool2d", "max_pool3d", "movedim",
-        "narrow", "native_channel_shuffle", "pad", "permute", "pixel_shuffle",
-        "pixel_unshuffle", "repeat", "repeat_interleave", "requires_grad", "reshape",
-        "reshape_as", "roll", "select", "setitem", "split", "squeeze", "swapaxes", "swapdims",
-        "t", "tensor_split", "tile", "to", "transpose", "type", "type_as", "unbind",
+        "getitem", "half", "index_select", "masked_fill", "max_pool1d", "max_pool2d",
+        "max_pool3d", "movedim", "narrow", "native_channel_shuffle", "pad", "permute",
+        "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "requires_grad",
+        "reshape", "reshape_as", "roll", "select", "setitem", "split", "squeeze", "swapaxes",
+        "swapdims", "t", "tensor_split", "tile", "to", "transpose", "type", "type_as", "unbind",
         "unflatten", "unfold", "unsqueeze", "view", "view_as",
+    }
+)  # fmt: skip
+# These ask a tensor for its shape and make another.
+MAKES = frozenset(
+    {
+        "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros",
+        "ones_like", "rand_like", "randn_like", "zeros_like",
     }
 )  # fmt: skip
 
 
 def only_moves(name: str, arguments: Any) -> bool:
-    """Does an operation leave values as they are, or make each as many times a number?"""
+    """Does an operation compute no new values, or just a number times those it is given?"""
     by_a_number = name in SCALINGS and len([*tensors_in(arguments)]) < 2
-    return name in MOVES or by_a_number
+    return name in MOVES | MAKES or by_a_number
 
 
 def computed(result: Any) -> Tensor | None:

@@ -18,7 +18,13 @@ from torch.overrides import TorchFunctionMode
 from qubo_rounding.batch_norm import tensors_in
 from qubo_rounding.following import ACTIVATIONS
 from qubo_rounding.passes import CALL_KINDS
-from qubo_rounding.relaxed.activation_course import Course, computed, only_moves, operation_name
+from qubo_rounding.relaxed.activation_course import (
+    MAKES,
+    Course,
+    computed,
+    only_moves,
+    operation_name,
+)
 
 ACTIVATION_FUNCTIONS = frozenset(map(operation_name, ACTIVATIONS))
 LAYERS = frozenset(
@@ -42,7 +48,7 @@ def find_sites(model: nn.Module, example: Tensor) -> Course:
 
     Inside of a function such as `F.multi_head_attention_forward` nothing is seen but its result.
     A site's name is that of the innermost module at work and of the operation, with a number where
-    the module makes several of them: "blocks.3.add", "features.0.2.relu6", "relu_2".
+    the module makes several of them: "blocks.3.add", "features.0.2.hardtanh", "relu_2".
 
     Args:
         model: network in eval mode.
@@ -201,7 +207,7 @@ class _Record(TorchFunctionMode):
         result = func(*args, **kwargs)
         name = operation_name(func)
         values = args[0] if name == "setitem" else result
-        if computed(values) is None:
+        if computed(values) is None or name in MAKES:
             return result
         step = _Step(name, self._open[-1][0], only_moves(name, (args, kwargs)))
         if not step.moves:
