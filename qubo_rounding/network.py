@@ -118,7 +118,7 @@ def quantise(
         every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
         steps = independent_steps(plan.layers, *every)
     else:
-        every = [list(d.batches()) for d in (data, judges)]
+        batches, *_ = every = [list(d.batches()) for d in (data, judges)]
         steps = sequential_steps(
             plan.folded, rounded, plan.layers, *every, trial=plan.trial, memory=memory
         )
@@ -155,7 +155,7 @@ def quantise(
     if isinstance(method, BlockReconstruction):
         place = folder and folder.path
         refinement = Refinement(
-            *(plan.folded, rounded, plan.layers, every[0], settings, method),
+            *(plan.folded, rounded, plan.layers, batches, settings, method),
             *(seed, memory, place, progress),
         )
         with watching(progress=progress):

@@ -240,6 +240,11 @@ def calibrate_activations(
     return ActivationQuantisers(course, quantisers)
 
 
+def quantisers_of(model: nn.Module) -> ActivationQuantisers | None:
+    """The activation quantisers that are attached to a network; None where there are none."""
+    return getattr(model, _CHILD, None)
+
+
 def _check_unattached(model: nn.Module) -> None:
     if hasattr(model, _CHILD):
         raise ValueError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qubo_rounding.layers import Layer
-from qubo_rounding.relaxed.activations import quantisers_of
+from qubo_rounding.relaxed.activations import ActivationQuantisers, quantisers_of
 from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.blocks import Block
 from qubo_rounding.relaxed.objective import Slopes
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction
 from qubo_rounding.relaxed.sample_store import SampleStore
+from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 
 _TOGETHER = 2**20  # numbers that go into a block at once on a CPU
 
@@ -113,7 +114,9 @@ class BlockObjective:
         self.factor = 1.0  # the c above
         self.extra: list[Adam] = []
         if self._quantisers is not None and settings.step_lr > 0:
-            self.extra.append(Adam(self._quantisers.scale.detach().log(), settings.step_lr))
+            self._quantisers.learn(True)
+            steps = torch.stack(scales_of(self._quantisers)).detach()
+            self.extra.append(Adam(steps.log(), settings.step_lr))
 
     @property
     def count(self) -> int:
@@ -129,31 +132,48 @@ class BlockObjective:
         iteration: int | None = None,
     ) -> Slopes:
         """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
+        if self.extra:
+            self._set_steps(self.extra[0].value.exp())
+        steps = self._scales() if self.extra else []
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
         n = len(weights)
         total: list[Tensor] = []
-        with self._steps() as steps:
-            for part in samples.split(max(1, self._together)):
-                with self._activations(iteration, int(part[0])):
-                    loss = self._loss(leaves[:n], leaves[n:], self._store.take(part))
-                loss = loss * (self.factor * len(part) / len(samples))
-                slopes = torch.autograd.grad(loss, [*leaves, *steps], materialize_grads=True)
-                found = [loss.detach(), *slopes]
-                total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
-        by_logarithm = [slope * steps[0].detach() for slope in total[2 * n + 1 :]]
-        return Slopes(total[0], total[1 : n + 1], total[n + 1 : 2 * n + 1], by_logarithm)
+        for part in samples.split(max(1, self._together)):
+            draw = None if iteration is None else _key(self._seed, iteration, int(part[0]))
+            loss = self._loss(leaves[:n], leaves[n:], self._store.take(part), draw)
+            loss = loss * (self.factor * len(part) / len(samples))
+            slopes = torch.autograd.grad(loss, [*leaves, *steps], materialize_grads=True)
+            found = [loss.detach(), *slopes]
+            total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
+        by_step = total[2 * n + 1 :]
+        extra = [torch.stack(by_step) * torch.stack(steps).detach()] if steps else []
+        return Slopes(total[0], total[1 : n + 1], total[n + 1 : 2 * n + 1], extra)
 
     def steps(self) -> Tensor | None:
-        """The scales of the activation quantisers as they are; None without quantisers."""
-        return None if self._quantisers is None else self._quantisers.scale.detach().clone()
+        """(sites,) the scales of the activation quantisers as they are; None without any."""
+        scales = self._scales()
+        return torch.stack(scales).detach().clone() if scales else None
 
-    def set_steps(self, steps: Tensor | None) -> None:
-        """Put scales that `steps` gave back in their place."""
-        if self._quantisers is not None and steps is not None:
-            self._quantisers.scale.data.copy_(steps)
+    def finish(self, steps: Tensor | None = None) -> None:
+        """Learn no more, with the scales given or as they were learned."""
+        if steps is not None:
+            self._set_steps(steps)
+        if self._quantisers is not None:
+            self._quantisers.learn(False)
+
+    def _scales(self) -> list[Tensor]:
+        return [] if self._quantisers is None else scales_of(self._quantisers)
+
+    def _set_steps(self, steps: Tensor) -> None:
+        for scale, step in zip(self._scales(), steps, strict=True):
+            scale.data.copy_(step)
 
     def _loss(
-        self, weights: Sequence[Tensor], shifts: Sequence[Tensor], rows: Mapping[str, Tensor]
+        self,
+        weights: Sequence[Tensor],
+        shifts: Sequence[Tensor],
+        rows: Mapping[str, Tensor],
+        draw: int | None,
     ) -> Tensor:
         parameters = {}
         for layer, bias, weight, shift in zip(
@@ -163,9 +183,7 @@ class BlockObjective:
             parameters[f"{place}.weight".lstrip(".")] = layer.weight(weight)
             if bias is not None:
                 parameters[f"{place}.bias".lstrip(".")] = bias + shift.flatten()
-        arguments = (rows["input"], *self._call.others)
-        output = functional_call(self._module, parameters, arguments, dict(self._call.settings))
-        output = self._block.following(output)
+        output = self._block.following(self._run(parameters, rows["input"], draw))
         if self._settings.divergence == "kl":
             wanted, given = (F.log_softmax(x, dim=1) for x in (rows["target"], output))
             return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
@@ -175,26 +193,23 @@ class BlockObjective:
         channels = error.shape[1] if error.ndim != 3 else error.shape[2]
         return error.mean() * channels
 
-    @contextmanager
-    def _steps(self) -> Iterator[list[Tensor]]:
-        """The scales of the activation quantisers, where they are learned."""
-        if not self.extra or self._quantisers is None:
-            yield []
-            return
-        self._quantisers.scale.data.copy_(self.extra[0].value.exp())
-        with self._quantisers.learning() as scale:
-            yield [scale]
-
-    @contextmanager
-    def _activations(self, iteration: int | None, part: int) -> Iterator[None]:
-        """Activation quantisers at work in the block, some of them dropped while it learns."""
-        if self._quantisers is None:
-            yield
-            return
+    def _run(self, parameters: dict[str, Tensor], x: Tensor, draw: int | None) -> Tensor:
+        """The block's output, its activations quantised, some of them dropped while it learns."""
         with ExitStack() as stack:
-            if self._block.name:  # the whole network turns its own on
-                stack.enter_context(self._quantisers.active_in(self._block.name))
-            if iteration is not None and self._settings.drop > 0:
-                draw = torch.Generator().manual_seed(hash((self._seed, iteration, part)))
-                stack.enter_context(self._quantisers.dropping(self._settings.drop, draw))
-            yield
+            if self._quantisers is not None:
+                if draw is not None and self._settings.drop > 0:
+                    stack.enter_context(self._quantisers.dropping(self._settings.drop, draw))
+                if self._block.name:  # the whole network turns its own on
+                    stack.enter_context(self._quantisers.active_in(self._block.name))
+            arguments, settings = (x, *self._call.others), dict(self._call.settings)
+            return functional_call(self._module, parameters, arguments, settings)
+
+
+def scales_of(quantisers: ActivationQuantisers) -> list[Tensor]:
+    """The scale parameters of all sites, in their order."""
+    return [quantisers[site].scale for site in quantisers.sites]
+
+
+def _key(seed: int, iteration: int, sample: int) -> int:
+    """A seed of its own for one part of one minibatch."""
+    return int(uniforms(stream_keys(seed, torch.tensor(iteration), sample), 1)[0] * 2**53)

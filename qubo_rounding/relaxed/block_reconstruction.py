@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layers import Layer
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.activations import quantisers_of
-from qubo_rounding.relaxed.block_objective import BlockObjective, block_call
+from qubo_rounding.relaxed.block_objective import BlockObjective, block_call, scales_of
 from qubo_rounding.relaxed.blocks import Block
 from qubo_rounding.relaxed.checkpoint import Checkpoint
 from qubo_rounding.relaxed.fisher import fisher_information
@@ -120,7 +121,9 @@ class _Files:
             return None
         with kept(self._path) as file:
             if self._quantisers is not None:
-                self._quantisers.scale.data.copy_(file.get_tensor("steps"))
+                steps = file.get_tensor("steps")
+                for scale, step in zip(scales_of(self._quantisers), steps, strict=True):
+                    scale.data.copy_(step)
             names = [one.layer.name for one in inside]
             return [
                 Learned(file.get_tensor(f"{name}/levels"), file.get_tensor(f"{name}/shift"))
@@ -137,7 +140,7 @@ class _Files:
             tensors[f"{one.layer.name}/levels"] = learned.levels
             tensors[f"{one.layer.name}/shift"] = learned.shift
         if self._quantisers is not None:
-            tensors["steps"] = self._quantisers.scale.data
+            tensors["steps"] = torch.stack(scales_of(self._quantisers)).detach()
         keep(self._path, tensors, {})
 
 
@@ -199,7 +202,7 @@ def _learn_block(
             one.problem,
             one.grid,
             settings,
-            one.problem.solution(one.found.levels),
+            None if settings.start is None else one.problem.solution(one.found.levels),
             one.found.shift if one.refit else None,
         )
         for one in inside
@@ -207,7 +210,6 @@ def _learn_block(
     learn(objective, softs, settings, seed, checkpoint, block.name or "network")
     found = [soft.learned() for soft in softs]
     objective.factor = 1.0
-    if loss_of(found) < loss_before:
-        return found
-    objective.set_steps(steps)
-    return before
+    is_better = loss_of(found) < loss_before
+    objective.finish(None if is_better else steps)
+    return found if is_better else before

@@ -81,8 +81,10 @@ class Reconstruction:
 class BlockReconstruction(Reconstruction):
     """Levels of all layers of a block learned together, on the block's output.
 
-    Every layer is first rounded by `start` on its own inputs, one after the other; then the blocks
-    are learned in the order of execution, each on the inputs that the network rounded so far gives.
+    Every layer is first rounded by `start` (None: by `Annealing`) on its own inputs, one after the
+    other; then the blocks are learned in the order of execution, each on the inputs that the network
+    rounded so far gives. A block begins near the levels of a `start` that is given, or where its
+    weights are, and keeps the levels it had where it learns none with a lower loss.
 
     Args (change often):
         blocks: names of the modules to learn together; None finds the residual blocks, and "" is
