@@ -34,6 +34,7 @@ class LayerSettings:
         range_rule: how wide the grid is.
         candidates: "up_down" (the paper's) or "free".
         bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
+        act_bits: of the activations, 2 to 8; None leaves them in float.
 
     Raises:
         ValueError: bits or granularity outside what is allowed.
@@ -46,9 +47,11 @@ class LayerSettings:
     range_rule: RangeRule = field(default_factory=WeightMSE)
     candidates: Candidates = "up_down"
     bias: BiasMode = "refit"
+    act_bits: int | None = None
 
     def __post_init__(self) -> None:
-        for bits in (self.bits, *self.layer_bits.values()):
+        activations = () if self.act_bits is None else (self.act_bits,)
+        for bits in (self.bits, *self.layer_bits.values(), *activations):
             check_fineness(bits, self.granularity)
 
     def bits_of(self, layer: Layer) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import find_following
@@ -25,8 +26,16 @@ from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
+from qubo_rounding.relaxed.activations import attach, calibrate_activations
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
-from qubo_rounding.rounders import LayerRounder, Posed, Rounder, SolverRounder
+from qubo_rounding.rounders import (
+    FinishingRounder,
+    LayerRounder,
+    NetworkData,
+    Posed,
+    Rounder,
+    SolverRounder,
+)
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
 from qubo_rounding.solvers import Annealing, Solver
 from qubo_rounding.statistics import Gram, collect_grams
@@ -59,6 +68,7 @@ def quantise(
     *,
     solver: Solver | None = None,
     reconstruction: Reconstruction | None = None,
+    finish: ActivationFinish | None = None,
     settings: LayerSettings | None = None,
     calibration: Literal["sequential", "independent"] = "sequential",
     grams: Mapping[str, Gram] | None = None,
@@ -78,6 +88,8 @@ def quantise(
         solver: rounds each layer's problem; None is `Annealing()`.
         reconstruction: learns each layer's levels on its inputs instead, activation function
             included; sequential calibration only, and instead of a solver.
+        finish: improves each layer's levels behind its activation function, after a solver or a
+            reconstruction; sequential calibration only.
         settings: grid and bias; None is 4 bits per channel with refitted bias.
         calibration: "sequential" rounds each layer on the inputs that the rounded layers before it
             give, and holds the batches in memory; "independent" takes every Gram from the float
@@ -100,8 +112,8 @@ def quantise(
             run folder of another run.
         RefusedError: the solver refuses a layer; the message names the layer.
     """
-    method = _method(solver, reconstruction, calibration)
     settings = settings or LayerSettings()
+    method = _method(solver, reconstruction, finish, calibration, settings.act_bits is not None)
     _check_calibration(calibration, grams, held_out)
     stream = input_batches(loader)
     first = next(stream)
@@ -109,51 +121,46 @@ def quantise(
     rounded = copy.deepcopy(plan.folded)
     if settings.bias == "refit":
         _give_biases(rounded, plan.layers)
-    if reconstruction is not None:
+    on_data = reconstruction is not None or finish is not None
+    if on_data:
         _check_called_once(plan.trial)
         memory /= 2
+    batches: list[Tensor] = []
     data = Data(chain([first], stream) if grams is None else grams)
     judges = Data(held_out)
     if calibration == "independent":
         every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
         steps = independent_steps(plan.layers, *every)
     else:
-        batches, *_ = every = [list(d.batches()) for d in (data, judges)]
+        batches, judging = (list(d.batches()) for d in (data, judges))
+        if settings.act_bits is not None:
+            attach(rounded, calibrate_activations(plan.folded, batches, settings.act_bits))
         steps = sequential_steps(
-            plan.folded, rounded, plan.layers, *every, trial=plan.trial, memory=memory
+            *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
         )
-    folder = None
-    if run is not None:
-        identity = dict(solver=repr(method), settings=repr(settings), calibration=calibration)
-        identity |= dict(layers=list(plan.layers), seed=seed)
-        identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
-        identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
-        folder = RunFolder(run, identity)
-    if isinstance(method, BlockReconstruction):
-        rounder = SolverRounder(method.start or Annealing(), seed)
-    elif isinstance(method, Reconstruction):
-        following = find_following(plan.folded, plan.layers, first[:1])
-        images = sum(len(batch) for batch in every[0])
-        rounder = LayerRounder(
-            method, plan.folded, following, images, seed, memory, folder and folder.path
-        )
+    identity = dict(solver=repr(method), finish=repr(finish), settings=repr(settings))
+    identity |= dict(calibration=calibration, layers=list(plan.layers), seed=seed)
+    identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
+    identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
+    folder = None if run is None else RunFolder(run, identity)
+    place = folder and folder.path
+    if on_data:
+        following = find_following(rounded, plan.layers, first[:1])
+        images = sum(len(batch) for batch in batches)
+        network = NetworkData(plan.folded, following, images, seed, memory)
+        rounder = _rounder_on(network, method, finish, place)
     else:
-        rounder = SolverRounder(method, seed)
+        rounder = SolverRounder(_solver_of(method), seed)
     work = _Work(plan.folded, rounded, rounder, settings, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
-    with (
-        torch.no_grad(),
-        bar,
-        watching(progress=progress),
-        closing(steps),
-    ):  # a refused layer must not leave passes suspended
+    # Closing: a refused layer must not leave passes suspended.
+    with torch.no_grad(), bar, watching(progress=progress), closing(steps):
         for step in steps:
             bar.set_postfix_str(step.layer.name)
             finished[step.layer.name] = work.do(step)
             bar.update()
     if isinstance(method, BlockReconstruction):
-        place = folder and folder.path
         refinement = Refinement(
             *(plan.folded, rounded, plan.layers, batches, settings, method),
             *(seed, memory, place, progress),
@@ -164,21 +171,43 @@ def quantise(
 
 
 def _method(
-    solver: Solver | None, reconstruction: Reconstruction | None, calibration: str
+    solver: Solver | None,
+    reconstruction: Reconstruction | None,
+    finish: ActivationFinish | None,
+    calibration: str,
+    quantises_activations: bool,
 ) -> Solver | Reconstruction:
-    if reconstruction is None:
-        return solver or Annealing()
-    if solver is not None:
+    if solver is not None and reconstruction is not None:
         raise ValueError(
             "give a solver or a reconstruction, not both; a reconstruction takes a solver as its "
             "start."
         )
-    if calibration != "sequential":
+    on_data = reconstruction is not None or finish is not None
+    if (on_data or quantises_activations) and calibration != "sequential":
         raise ValueError(
-            "a reconstruction needs the layers' inputs one layer after the other; choose "
-            "calibration='sequential' (Reconstruction(asymmetric=False) for the float inputs)."
+            "reconstruction, finish and quantised activations need the layers' inputs one layer "
+            "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
+            "for float inputs)."
         )
-    return reconstruction
+    return reconstruction or solver or Annealing()
+
+
+def _rounder_on(
+    network: NetworkData,
+    method: Solver | Reconstruction,
+    finish: ActivationFinish | None,
+    folder: Path | None,
+) -> Rounder:
+    """What rounds the layers where their inputs are looked at, not only their Grams."""
+    rounder: Rounder = SolverRounder(_solver_of(method), network.seed)
+    if isinstance(method, Reconstruction) and not isinstance(method, BlockReconstruction):
+        rounder = LayerRounder(method, network, folder)
+    return rounder if finish is None else FinishingRounder(rounder, finish, network)
+
+
+def _solver_of(method: Solver | Reconstruction) -> Solver:
+    """The solver that rounds layers, where a method has one."""
+    return method if isinstance(method, Solver) else method.start or Annealing()
 
 
 def _check_called_once(trial: Trial) -> None:

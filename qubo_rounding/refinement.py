@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, matrix_of
-from qubo_rounding.local_loss import local_problem
+from qubo_rounding.local_loss import bias_shift, local_problem
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.block_reconstruction import RoundedBefore, reconstruct_blocks
 from qubo_rounding.relaxed.blocks import find_blocks
@@ -83,13 +83,15 @@ class Refinement:
     def _before(self, done: RoundedLayer, gram: Gram) -> RoundedBefore:
         layer = self.layers[done.record.name]
         grid = self._grid(done)
-        bias = bias_of(self.model, layer)
+        bias, weight = bias_of(self.model, layer), matrix_of(self.model, layer)
+        clipped = grid.dequantize(grid.target(weight).clamp(grid.smallest, grid.largest))
         return RoundedBefore(
             layer=layer,
             problem=self._problem(layer, grid, gram),
             grid=grid,
             bias=None if bias is None else bias.float(),
             found=Learned(done.levels, done.bias_shift),
+            clipped_shift=bias_shift(weight, clipped, gram, self.settings.bias_of(layer)),
             refit=self.settings.bias_of(layer) == "refit",
         )
 

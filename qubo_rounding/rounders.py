@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from qubo_rounding.calibration import Step
+from qubo_rounding.activation_finish import ActivationFinish
+from qubo_rounding.calibration import LayerPair, Step
 from qubo_rounding.following import Following
 from qubo_rounding.grid import Grid
-from qubo_rounding.layers import Layer, bias_of
+from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.checkpoint import Checkpoint
+from qubo_rounding.relaxed.layer_objective import Compared, PatchObjective
 from qubo_rounding.relaxed.layer_reconstruction import LayerData, reconstruct_layer
 from qubo_rounding.relaxed.reconstruction import Reconstruction
 from qubo_rounding.solvers import RefusedError, Solver
@@ -100,25 +102,48 @@ class SolverRounder:
 
 
 @dataclass(frozen=True)
-class LayerRounder:
-    """Every layer by reconstruction of its own output.
+class NetworkData:
+    """What rounding on data needs to know of the network.
 
     Args:
-        settings: of the reconstruction.
         model: the float network.
         following: what follows each layer.
         images: calibration images.
         seed: of the network.
         budget: bytes that one layer's inputs and targets may hold in memory.
-        folder: for checkpoints; None keeps none.
     """
 
-    settings: Reconstruction
     model: nn.Module
     following: Mapping[str, Following]
     images: int
     seed: int
     budget: float
+
+    def bias_of(self, layer: Layer) -> Tensor:
+        """float32 (g, r) the layer's bias; zeros where it has none."""
+        bias = bias_of(self.model, layer)
+        if bias is None:
+            bias = weight_of(self.model, layer).new_zeros(layer.g * layer.r)
+        return bias.reshape(layer.g, layer.r).float()
+
+    def pairs(self, step: Step, following: Following) -> Iterator[LayerPair]:
+        """The calls of the step's layer; sequential calibration has them."""
+        assert step.pairs is not None
+        return step.pairs(following)
+
+
+@dataclass(frozen=True)
+class LayerRounder:
+    """Every layer by reconstruction of its own output.
+
+    Args:
+        settings: of the reconstruction.
+        data: of the network.
+        folder: for checkpoints; None keeps none.
+    """
+
+    settings: Reconstruction
+    data: NetworkData
     folder: Path | None
 
     @property
@@ -128,26 +153,22 @@ class LayerRounder:
 
     def round(self, posed: Posed) -> tuple[Solution, Tensor]:
         """See `Rounder.round`."""
-        layer, pairs = posed.step.layer, posed.step.pairs
-        assert pairs is not None  # steps of sequential calibration have them
-        zeros = torch.zeros(posed.weight.shape[:2], device=posed.weight.device)
+        layer, data = posed.step.layer, self.data
         refit = posed.bias == "refit"
-        bias = bias_of(self.model, layer)
-        data = LayerData(
-            layer=layer,
-            following=self.following[layer.name],
-            pairs=pairs,
-            images=self.images,
-            bias=zeros if bias is None else bias.reshape(zeros.shape),
-            shift=posed.shift_for(posed.problem.nearest()) if refit else None,
-        )
         return reconstruct_layer(
-            data,
+            LayerData(
+                layer=layer,
+                following=data.following[layer.name],
+                pairs=lambda following: data.pairs(posed.step, following),
+                images=data.images,
+                bias=data.bias_of(layer),
+                shift=posed.shift_for(posed.problem.nearest()) if refit else None,
+            ),
             posed.problem,
             posed.grid,
             self.settings,
-            seed=layer_seed(self.seed, layer),
-            budget=self.budget,
+            seed=layer_seed(data.seed, layer),
+            budget=data.budget,
             checkpoint=self._checkpoint(layer),
         )
 
@@ -158,6 +179,53 @@ class LayerRounder:
     def _checkpoint(self, layer: Layer) -> Checkpoint:
         name = f"{layer.name or 'model'}.checkpoint"
         return Checkpoint(None if self.folder is None else self.folder / "layers" / name)
+
+
+@dataclass(frozen=True)
+class FinishingRounder:
+    """Every layer by another rounder, and then behind its activation function where it has one.
+
+    Args:
+        first: the other rounder.
+        finish: improves what it gives.
+        data: of the network.
+    """
+
+    first: Rounder
+    finish_with: ActivationFinish
+    data: NetworkData
+
+    @property
+    def name(self) -> str:
+        """Both configurations."""
+        return f"{self.first.name}, {self.finish_with!r}"
+
+    def round(self, posed: Posed) -> tuple[Solution, Tensor]:
+        """See `Rounder.round`."""
+        solution, shift = self.first.round(posed)
+        layer = posed.step.layer
+        following = self.data.following[layer.name]
+        if following.activation is None:
+            return solution, shift
+        bias = self.data.bias_of(layer)
+        plain = replace(following, activation=None, name="none")
+        objective = PatchObjective(
+            Compared(layer, plain, bias, torch.ones_like(bias)),
+            self.data.pairs(posed.step, following),
+            self.data.images,
+            self.data.budget,
+            self.finish_with.positions,
+            layer_seed(self.data.seed, layer),
+        )
+        refit = posed.bias == "refit"
+        return self.finish_with.improve(
+            *(objective, replace(following, adds=False), posed.problem, posed.weight, bias),
+            *(solution, shift, refit, layer_seed(self.data.seed, layer)),
+        )
+
+    def finish(self, layer: Layer) -> None:
+        """See `Rounder.finish`."""
+        self.first.finish(layer)
 
 
 def layer_seed(seed: int, layer: Layer) -> int:

@@ -40,6 +40,8 @@ class RoundedBefore:
         grid: its grid.
         bias: (g r) in the float network; None where the layer has none.
         found: its levels and bias shift.
+        clipped_shift: float64 (g, r), what the bias needs where weights are clipped to the grid's
+            range and not rounded.
         refit: may the bias be learned?
     """
 
@@ -48,6 +50,7 @@ class RoundedBefore:
     grid: Grid
     bias: Tensor | None
     found: Learned
+    clipped_shift: Tensor
     refit: bool
 
 
@@ -197,19 +200,18 @@ def _learn_block(
         # What nearest rounding costs in the problems' own units: a twelfth of a unit a weight.
         weights = sum(one.problem.target.numel() for one in inside)
         objective.factor = weights / 12 / loss_before
-    softs = [
-        SoftLayer(
-            one.problem,
-            one.grid,
-            settings,
-            None if settings.start is None else one.problem.solution(one.found.levels),
-            one.found.shift if one.refit else None,
-        )
-        for one in inside
-    ]
+    softs = [_soft(one, settings) for one in inside]
     learn(objective, softs, settings, seed, checkpoint, block.name or "network")
     found = [soft.learned() for soft in softs]
     objective.factor = 1.0
     is_better = loss_of(found) < loss_before
     objective.finish(None if is_better else steps)
     return found if is_better else before
+
+
+def _soft(one: RoundedBefore, settings: BlockReconstruction) -> SoftLayer:
+    """A layer near the levels of a start that was given, else as it is in the float network."""
+    start, shift = one.problem.solution(one.found.levels), one.found.shift
+    if settings.start is None:
+        start, shift = None, one.clipped_shift
+    return SoftLayer(one.problem, one.grid, settings, start, shift if one.refit else None)

@@ -177,6 +177,19 @@ class PatchObjective:
         by_weight, by_shift = torch.autograd.grad(loss, leaves)
         return Slopes(loss.detach(), [by_weight], [by_shift])
 
+    def windows(self) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
+        """For every group all windows (n, d), targets (n, r), and what is added, (n, r) or 0."""
+        layer = self._compared.layer
+        every = {
+            name: rows.flatten(0, 1)
+            for name, rows in self._store.take(slice(0, self.count)).items()
+        }
+        for group in range(layer.g):
+            columns = slice(group * layer.d, (group + 1) * layer.d)
+            rows = slice(group * layer.r, (group + 1) * layer.r)
+            added = every["added"][:, rows] if "added" in every else 0.0
+            yield every["input"][:, columns].contiguous(), every["target"][:, rows], added
+
     def _loss(self, weight: Tensor, shift: Tensor, rows: dict[str, Tensor]) -> Tensor:
         layer, bias = self._compared.layer, (self._compared.bias + shift).flatten()
         inputs = rows["input"].unflatten(1, (layer.g, layer.d))

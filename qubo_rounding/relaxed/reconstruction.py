@@ -82,7 +82,7 @@ class BlockReconstruction(Reconstruction):
     """Levels of all layers of a block learned together, on the block's output.
 
     Every layer is first rounded by `start` (None: by `Annealing`) on its own inputs, one after the
-    other; then the blocks are learned in the order of execution, each on the inputs that the network
+    other; then the blocks are learned in order of execution, each on the inputs that the network
     rounded so far gives. A block begins near the levels of a `start` that is given, or where its
     weights are, and keeps the levels it had where it learns none with a lower loss.
 

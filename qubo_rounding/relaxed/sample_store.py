@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -49,11 +49,6 @@ class SampleStore:
                 home = device if place == "device" else torch.device("cpu")
                 self._rows[name] = _InMemory(count, tuple(shape), home, device)
 
-    @property
-    def names(self) -> list[str]:
-        """Of the tensors."""
-        return list(self._rows)
-
     def put(self, start: int, rows: Mapping[str, Tensor]) -> None:
         """Keep rows from sample `start` on, of every tensor as many."""
         for name, values in rows.items():
@@ -66,23 +61,6 @@ class SampleStore:
             samples: a slice with bounds, or int64 (n,) on the CPU.
         """
         return {name: rows.take(samples) for name, rows in self._rows.items()}
-
-    def close(self) -> None:
-        """Let everything go."""
-        for rows in self._rows.values():
-            rows.close()
-        self._rows = {}
-
-    def __enter__(self) -> SampleStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def filled_store(
@@ -116,21 +94,16 @@ class _InMemory:
         self, count: int, shape: tuple[int, ...], home: torch.device, device: torch.device
     ) -> None:
         pinned = home.type == "cpu" and device.type == "cuda"
-        self._rows: Tensor | None = torch.empty(count, *shape, device=home, pin_memory=pinned)
+        self._rows = torch.empty(count, *shape, device=home, pin_memory=pinned)
         self._device = device
 
     def put(self, start: int, values: Tensor) -> None:
-        assert self._rows is not None
         self._rows[start : start + len(values)] = values
 
     def take(self, samples: slice | Tensor) -> Tensor:
-        assert self._rows is not None
         if isinstance(samples, Tensor):
             samples = samples.to(self._rows.device)
         return self._rows[samples].to(self._device, non_blocking=True)
-
-    def close(self) -> None:
-        self._rows = None
 
 
 class _OnDisk:
@@ -138,6 +111,7 @@ class _OnDisk:
 
     def __init__(self, count: int, shape: tuple[int, ...], device: torch.device) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self._shape, self._device = shape, device
         self._row_bytes = 4 * math.prod(shape)
         self._file.truncate(count * self._row_bytes)
@@ -161,6 +135,3 @@ class _OnDisk:
                 at = number * self._row_bytes + done
                 done += os.preadv(self._file.fileno(), [view[done:]], at)
         return torch.from_numpy(rows).to(self._device)
-
-    def close(self) -> None:
-        self._file.close()
