@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 
 from torch import Tensor
 
@@ -71,7 +71,7 @@ class ActivationFinish:
             before += float(first.sum())
             after += float(row.losses(levels[group], shift[group]).sum())
         stats = dict(solution.stats) | {"loss_before_finish": before, "loss": after}
-        return problem.solution(levels, **stats), shift
+        return problem.solution(levels, None, **stats), shift
 
     def _round(self, row: _Rows, levels: Tensor, shift: Tensor, seed: int) -> None:
         """One model of all rows of a group, solved; levels (r, d) and shift (r,) are improved."""
@@ -101,5 +101,6 @@ class _Rows:
 
 
 def _started(solver: Solver, levels: Tensor) -> Solver:
-    takes_start = any(f.name == "start" for f in fields(solver))
-    return replace(solver, start=Given(levels)) if takes_start else solver
+    if is_dataclass(solver) and hasattr(solver, "start"):
+        return replace(solver, start=Given(levels))
+    return solver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +14,7 @@ import typer
 from safetensors.torch import save_file
 from torch import nn
 
+from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.compare import compare as compare_solvers
 from qubo_rounding.compare import run_solver, write_records
@@ -23,9 +24,10 @@ from qubo_rounding.exchange_file import check_npz_path
 from qubo_rounding.imagenet import Images as ImageSet
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
+from qubo_rounding.methods import method_options
 from qubo_rounding.models import load_model
+from qubo_rounding.network import nearest_network, quantise
 from qubo_rounding.network import problems as network_problems
-from qubo_rounding.network import quantise
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.report import markdown_table, records_table
 from qubo_rounding.solvers import make_solver
@@ -205,7 +207,16 @@ def quantize(
         list[str] | None, typer.Option(help="other bits for one layer, LAYER=BITS; repeatable")
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="leave a layer out; repeatable")] = None,
-    solver: Annotated[str, typer.Option(help=_SOLVER_HELP)] = "annealing",
+    act_bits: Annotated[
+        int | None, typer.Option(help="bits of the activations, 2 to 8; without, they stay float")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help=f"{_SOLVER_HELP}; annealing where nothing is given")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="instead of a solver: auto, adaround[:key=value,...] or block[:...]"),
+    ] = None,
     granularity: Granularity = "channel",
     bias: Bias = "refit",
     calibration: Annotated[
@@ -220,6 +231,11 @@ def quantize(
     Example: qubo-rounding quantize efficientnet_lite0 --images photos/ --limit 256 -o runs/lite0
     """
     began = time.perf_counter()
+    if solver and method:
+        raise ValueError("give --solver or --method, not both.")
+    how: dict[str, Any] = (
+        method_options(method) if method else {"solver": make_solver(solver or "annealing")}
+    )
     network, preprocessing = load_model(model)
     loader = open_images(images, preprocessing, limit=limit)
     judges = None if eval_images is None else open_images(eval_images, preprocessing)
@@ -228,11 +244,12 @@ def quantize(
         layer_bits=dict(_layer_bits(text) for text in layer_bits or []),
         granularity=granularity,
         bias=bias,
+        act_bits=act_bits,
     )
     result = quantise(
         network,
         loader,
-        solver=make_solver(solver),
+        **how,
         settings=settings,
         calibration=calibration,
         skip=skip or (),
@@ -244,7 +261,8 @@ def quantize(
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
         save_file(state, temporary)
-    summary = _scores(network, result.model, judges)
+    nearest = nearest_network(network, next(iter(loader))[0][:1], result, settings)
+    summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges)
     summary["seconds"] = time.perf_counter() - began
     summary["layers"] = [asdict(record) for record in result.records]
     summary["skipped"] = result.skipped
@@ -254,20 +272,26 @@ def quantize(
         {"layer": r.name, "energy / nearest": _ratio(r.energy, r.energy_nearest), "flips": r.flips}
         for r in result.records
     ]
-    scores = {key: summary[key] for key in ("float_top1", "top1", "agreement", "kl", "seconds")}
-    typer.echo(markdown_table(rows) + "\n\n" + markdown_table([scores]))
+    typer.echo(markdown_table(rows) + "\n\n" + markdown_table(table))
+    typer.echo(f"{summary['seconds']:.0f} s")
     typer.echo(f"\n{output / 'summary.json'}\n{output / 'model.safetensors'}")
 
 
-def _scores(network: nn.Module, rounded: nn.Module, judges: ImageSet | None) -> dict[str, Any]:
-    """The scores that summary.json holds, null where there is nothing to judge by."""
+def _scores(
+    network: nn.Module, rounded: Mapping[str, nn.Module], judges: ImageSet | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores that summary.json holds, null without images to judge by, and a table of all."""
     keys = ("top1", "top5", "agreement", "kl")
+    table: list[dict[str, Any]] = [{"network": name} for name in ("float", *rounded)]
     if judges is None:
-        return dict.fromkeys(("float_top1", *keys))
+        return dict.fromkeys(("float_top1", "nearest_top1", *keys)), table
     float_logits = predict(network, judges, progress=True)
-    judged = evaluate(predict(rounded, judges, progress=True), judges.labels, float_logits)
-    float_top1 = evaluate(float_logits, judges.labels).top1
-    return {"float_top1": float_top1} | {key: getattr(judged, key) for key in keys}
+    for row, model in zip(table, (None, *rounded.values()), strict=True):
+        logits = float_logits if model is None else predict(model, judges, progress=True)
+        judged = evaluate(logits, judges.labels, float_logits)
+        row |= {key: getattr(judged, key) for key in keys}
+    tops = {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
+    return tops | {key: table[-1][key] for key in keys}, table
 
 
 def _layer_bits(text: str) -> tuple[str, int]:
@@ -283,4 +307,5 @@ def _ratio(energy: float, yardstick: float) -> float | None:
 
 def main() -> None:
     """Entry point of the command `qubo-rounding`."""
+    reuse_freed_memory()
     app()

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
+from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import find_following
+from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import Layer, matrix_of, weight_of
+from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
 from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
-from qubo_rounding.relaxed.activations import attach, calibrate_activations
+from qubo_rounding.relaxed.activations import attach, calibrate_activations, quantisers_of
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.rounders import (
     FinishingRounder,
@@ -284,6 +286,33 @@ class _Work:
             stats=solution.stats,
         )
         return RoundedLayer(solution.levels, grid.scale, grid.zero_point, shift, record)
+
+
+def nearest_network(
+    model: nn.Module, batch: Tensor, result: QuantisedNetwork, settings: LayerSettings
+) -> nn.Module:
+    """The network with every weight at its nearest level, on the grids of a result.
+
+    Biases are those of the float network; activations are quantised as in the result.
+
+    Args:
+        model: the float network that was quantised.
+        batch: one batch of inputs.
+        result: what `quantise` gave.
+        settings: that it was given.
+    """
+    folded, _ = fold_batch_norm(model, batch)
+    nearest = copy.deepcopy(folded)
+    layers = find_layers(folded).layers
+    for name, done in result.layers.items():
+        ends = settings.range_of(done.record.bits)
+        grid = Grid(done.scale, done.zero_point, *ends)
+        levels = grid.quantize(matrix_of(folded, layers[name]))
+        plain = replace(done, levels=levels, bias_shift=torch.zeros_like(done.bias_shift))
+        install(folded, nearest, layers[name], plain)
+    if (quantisers := quantisers_of(result.model)) is not None:
+        attach(nearest, copy.deepcopy(quantisers))
+    return nearest
 
 
 def problems(

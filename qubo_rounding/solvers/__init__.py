@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 from qubo_rounding.relaxed.softening import RELAXATIONS, Relaxation
 from qubo_rounding.solvers.adaround import AdaRound
@@ -27,6 +25,7 @@ from qubo_rounding.solvers.solver import RefusedError, Solver
 from qubo_rounding.solvers.stochastic import Stochastic
 from qubo_rounding.solvers.tabu import Tabu
 from qubo_rounding.solvers.tree_search import TreeSearch
+from qubo_rounding.specification import made_from
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "nearest": Nearest,
@@ -58,25 +57,8 @@ def make_solver(text: str) -> Solver:
     Raises:
         ValueError: an unknown name or key, or a value that the solver does not allow.
     """
-    name, _, options = text.strip().partition(":")
-    if name not in SOLVERS:
-        raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}.")
-    factory = SOLVERS[name]
-    known = inspect.signature(factory).parameters
-    values: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        key, equals, value = (part.strip() for part in option.partition("="))
-        if not equals or key not in known:
-            raise ValueError(
-                f"{option!r} is no option of {name}; write key=value with a key of "
-                f"{', '.join(known) or 'none: it has no options'}."
-            )
-        named = _NAMED.get(key)
-        values[key] = named(value) if named else _value(option, known[key].default)
-    try:
-        return factory(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{text!r}: {error}") from None
+    named = {"start": make_solver, "relaxation": make_relaxation}
+    return made_from(text, SOLVERS, "solver", named)
 
 
 def make_relaxation(name: str) -> Relaxation:
@@ -88,20 +70,6 @@ def make_relaxation(name: str) -> Relaxation:
     if name not in RELAXATIONS:
         raise ValueError(f"there is no relaxation {name!r}; there are {', '.join(RELAXATIONS)}.")
     return RELAXATIONS[name]()
-
-
-_NAMED: dict[str, Callable[[str], Any]] = {"start": make_solver, "relaxation": make_relaxation}
-
-
-def _value(option: str, default: bool | int | float | str) -> bool | int | float | str:
-    text = option.partition("=")[2].strip()
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return type(default)(text)
-    except (KeyError, ValueError):
-        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-        raise ValueError(f"{option!r} does not fit; give {kind}.") from None
 
 
 __all__ = [
