@@ -14,10 +14,19 @@ The whole flow, on a network of your own and batches of images:
     print(better.energy.sum() / nearest.energy.sum())        # how far nearest falls short
 
     rounded = qr.quantise(model, images, solver=qr.Annealing())
+    # or learned on the layers' inputs, activation functions and quantised activations included
+    learned = qr.quantise(
+        model,
+        images,
+        reconstruction=qr.Reconstruction(iterations=1000, lr=1e-2, normalise=True, lam=1, positions=16),
+        settings=qr.LayerSettings(act_bits=8),
+    )
     logits, float_logits = qr.predict(rounded.model, images), qr.predict(model, images)
     print(qr.evaluate(logits, images.labels, float_logits))
 """
 
+from qubo_rounding.activation_finish import ActivationFinish
+from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.compare import compare
 from qubo_rounding.evaluation import Evaluation, evaluate, predict
@@ -27,7 +36,7 @@ from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.local_loss import bias_shift, local_problem, output_error
 from qubo_rounding.models import Preprocessing, load_model
-from qubo_rounding.network import QuantisedNetwork, problems, quantise
+from qubo_rounding.network import QuantisedNetwork, nearest_network, problems, quantise
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
 from qubo_rounding.qubo.bqm import from_bqm, levels_from_sample, to_bqm, to_quadratic_model
@@ -37,6 +46,23 @@ from qubo_rounding.qubo.output_curvature import kronecker_hessian, output_hessia
 from qubo_rounding.qubo.row_hessian import row_hessian_problem, row_weights
 from qubo_rounding.qubo.samplers import SolverSampler
 from qubo_rounding.qubo.true_loss import every_energy, every_loss, true_losses
+from qubo_rounding.relaxed.activations import (
+    ActivationMinMax,
+    ActivationMSE,
+    ActivationPercentile,
+    ActivationQuantisers,
+    attach,
+    calibrate_activations,
+)
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
+from qubo_rounding.relaxed.softening import (
+    PlainSigmoid,
+    RectifiedSigmoid,
+    Relaxation,
+    StraightThrough,
+    TemperatureSigmoid,
+)
+from qubo_rounding.scale_refit import refit_scale, round_with_scales
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
@@ -66,9 +92,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SOLVERS",
+    "ActivationFinish",
+    "ActivationMSE",
+    "ActivationMinMax",
+    "ActivationPercentile",
+    "ActivationQuantisers",
     "AdaRound",
     "Annealing",
     "BestOf",
+    "BlockReconstruction",
     "CrossEntropy",
     "Descent",
     "DimodSampler",
@@ -86,19 +118,27 @@ __all__ = [
     "MinMax",
     "Nearest",
     "OutputMSE",
+    "PlainSigmoid",
     "Preprocessing",
     "ProblemError",
     "QuantisedNetwork",
+    "Reconstruction",
+    "RectifiedSigmoid",
     "RefusedError",
+    "Relaxation",
     "RoundingProblem",
     "Solution",
     "Solver",
     "SolverSampler",
     "Stochastic",
+    "StraightThrough",
     "Tabu",
+    "TemperatureSigmoid",
     "TreeSearch",
     "WeightMSE",
+    "attach",
     "bias_shift",
+    "calibrate_activations",
     "collect_grams",
     "compare",
     "eigenvalue_bound",
@@ -116,12 +156,16 @@ __all__ = [
     "load_model",
     "local_problem",
     "make_solver",
+    "nearest_network",
     "open_images",
     "output_error",
     "output_hessians",
     "predict",
     "problems",
     "quantise",
+    "refit_scale",
+    "reuse_freed_memory",
+    "round_with_scales",
     "rounded_network",
     "row_hessian_problem",
     "row_weights",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,7 +10,8 @@ from qubo_rounding.activation_loss import RowData, row_problems
 from qubo_rounding.following import Following
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.layer_objective import PatchObjective
-from qubo_rounding.solvers import Annealing, Given, Solver
+from qubo_rounding.scale_refit import going_on
+from qubo_rounding.solvers import Annealing, Solver
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ActivationFinish:
         parts = row_problems(row.data, row.problem, row.weight, shift, levels, row.refit)
         found, moved = levels.clone(), shift.clone()
         for rows, problem, constant, slope in parts:
-            solver = _started(self.solver, levels[rows, None])
+            solver = going_on(self.solver, levels[rows, None])
             found[rows] = solver.solve(problem, seed=seed).levels[:, 0]
             errors = problem.errors(found[rows, None])[:, 0]
             moved[rows] = constant + (slope * errors).sum(dim=1)
@@ -98,9 +99,3 @@ class _Rows:
     def losses(self, levels: Tensor, shift: Tensor) -> Tensor:
         """(r,) true losses."""
         return self.data.losses(self.weight + self.problem.errors(levels[None])[0], shift)
-
-
-def _started(solver: Solver, levels: Tensor) -> Solver:
-    if is_dataclass(solver) and hasattr(solver, "start"):
-        return replace(solver, start=Given(levels))
-    return solver

@@ -14,6 +14,7 @@ import typer
 from safetensors.torch import save_file
 from torch import nn
 
+from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.compare import compare as compare_solvers
@@ -217,6 +218,15 @@ def quantize(
         str | None,
         typer.Option(help="instead of a solver: auto, adaround[:key=value,...] or block[:...]"),
     ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="improve every layer behind its activation function")
+    ] = False,
+    scale_refits: Annotated[
+        int, typer.Option(help="rounds in which scales are refitted to a solver's levels")
+    ] = 0,
+    candidates: Annotated[
+        Literal["up_down", "free"], typer.Option(help="two levels a weight, or the whole grid")
+    ] = "up_down",
     granularity: Granularity = "channel",
     bias: Bias = "refit",
     calibration: Annotated[
@@ -244,12 +254,15 @@ def quantize(
         layer_bits=dict(_layer_bits(text) for text in layer_bits or []),
         granularity=granularity,
         bias=bias,
+        candidates=candidates,
+        scale_refits=scale_refits,
         act_bits=act_bits,
     )
     result = quantise(
         network,
         loader,
         **how,
+        finish=ActivationFinish() if finish else None,
         settings=settings,
         calibration=calibration,
         skip=skip or (),

@@ -34,6 +34,8 @@ class LayerSettings:
         range_rule: how wide the grid is.
         candidates: "up_down" (the paper's) or "free".
         bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
+        scale_refits: how often scales are refitted to the levels found by a solver, and the levels
+            found anew on them.
         act_bits: of the activations, 2 to 8; None leaves them in float.
 
     Raises:
@@ -47,12 +49,15 @@ class LayerSettings:
     range_rule: RangeRule = field(default_factory=WeightMSE)
     candidates: Candidates = "up_down"
     bias: BiasMode = "refit"
+    scale_refits: int = 0
     act_bits: int | None = None
 
     def __post_init__(self) -> None:
         activations = () if self.act_bits is None else (self.act_bits,)
         for bits in (self.bits, *self.layer_bits.values(), *activations):
             check_fineness(bits, self.granularity)
+        if type(self.scale_refits) is not int or self.scale_refits < 0:
+            raise ValueError(f"scale_refits is {self.scale_refits!r}; give a whole number from 0.")
 
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""

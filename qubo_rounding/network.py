@@ -150,9 +150,9 @@ def quantise(
         following = find_following(rounded, plan.layers, first[:1])
         images = sum(len(batch) for batch in batches)
         network = NetworkData(plan.folded, following, images, seed, memory)
-        rounder = _rounder_on(network, method, finish, place)
+        rounder = _rounder_on(network, method, finish, settings, place)
     else:
-        rounder = SolverRounder(_solver_of(method), seed)
+        rounder = SolverRounder(_solver_of(method), settings, seed)
     work = _Work(plan.folded, rounded, rounder, settings, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
@@ -198,10 +198,11 @@ def _rounder_on(
     network: NetworkData,
     method: Solver | Reconstruction,
     finish: ActivationFinish | None,
+    settings: LayerSettings,
     folder: Path | None,
 ) -> Rounder:
     """What rounds the layers where their inputs are looked at, not only their Grams."""
-    rounder: Rounder = SolverRounder(_solver_of(method), network.seed)
+    rounder: Rounder = SolverRounder(_solver_of(method), settings, network.seed)
     if isinstance(method, Reconstruction) and not isinstance(method, BlockReconstruction):
         rounder = LayerRounder(method, network, folder)
     return rounder if finish is None else FinishingRounder(rounder, finish, network)
@@ -259,14 +260,14 @@ class _Work:
         problem, grid = layer_problem(layer, weight, gram, settings)
         posed = Posed(step, gram, weight, problem, grid, settings.bias_of(layer))
         began = time.perf_counter()
-        solution, shift = self.rounder.round(posed)
+        found = self.rounder.round(posed)
         seconds = time.perf_counter() - began
-        nearest = problem.nearest()
+        solution, nearest = found.solution, problem.nearest()
 
-        def error_held_out(levels: Tensor, shift: Tensor) -> float | None:
+        def error_held_out(posed: Posed, levels: Tensor, shift: Tensor) -> float | None:
             if held is None:
                 return None
-            return float(output_error(weight, grid.dequantize(levels), shift, held).sum())
+            return float(output_error(weight, posed.grid.dequantize(levels), shift, held).sum())
 
         record = LayerRecord(
             name=layer.name,
@@ -276,8 +277,8 @@ class _Work:
             bits=settings.bits_of(layer),
             energy=float(solution.energy.sum()),
             energy_nearest=float(problem.energy(nearest).sum()),
-            held_out=error_held_out(solution.levels, shift),
-            held_out_nearest=error_held_out(nearest, posed.shift_for(nearest)),
+            held_out=error_held_out(found.posed, solution.levels, found.shift),
+            held_out_nearest=error_held_out(posed, nearest, posed.shift_for(nearest)),
             lower_bound=solution.total_bound,
             proven_rows=int(solution.proven.sum()),
             flips=int((solution.levels != nearest).sum()),
@@ -285,7 +286,10 @@ class _Work:
             solver=str(solution.stats.get("solved_by", self.rounder.name)),
             stats=solution.stats,
         )
-        return RoundedLayer(solution.levels, grid.scale, grid.zero_point, shift, record)
+        refitted = found.posed.grid
+        return RoundedLayer(
+            solution.levels, refitted.scale, refitted.zero_point, found.shift, record
+        )
 
 
 def nearest_network(

@@ -15,6 +15,7 @@ from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.calibration import LayerPair, Step
 from qubo_rounding.following import Following
 from qubo_rounding.grid import Grid
+from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
 from qubo_rounding.problem import RoundingProblem, Solution
@@ -22,6 +23,7 @@ from qubo_rounding.relaxed.checkpoint import Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, PatchObjective
 from qubo_rounding.relaxed.layer_reconstruction import LayerData, reconstruct_layer
 from qubo_rounding.relaxed.reconstruction import Reconstruction
+from qubo_rounding.scale_refit import round_with_scales
 from qubo_rounding.solvers import RefusedError, Solver
 from qubo_rounding.statistics import Gram
 
@@ -50,6 +52,21 @@ class Posed:
         return bias_shift(self.weight, self.grid.dequantize(levels), self.gram, self.bias)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """What a rounder found for a layer.
+
+    Args:
+        posed: the problem that the levels belong to; on another grid where scales were refitted.
+        solution: the levels.
+        shift: (g, r) of the bias.
+    """
+
+    posed: Posed
+    solution: Solution
+    shift: Tensor
+
+
 class Rounder(Protocol):
     """Finds levels for one layer after the other."""
 
@@ -58,8 +75,8 @@ class Rounder(Protocol):
         """What records say of who found them."""
         ...
 
-    def round(self, posed: Posed) -> tuple[Solution, Tensor]:
-        """The levels, and the bias shift (g, r) that goes with them."""
+    def round(self, posed: Posed) -> Rounded:
+        """The levels, and what goes with them."""
         ...
 
     def finish(self, layer: Layer) -> None:
@@ -73,10 +90,12 @@ class SolverRounder:
 
     Args:
         solver: the solver.
+        settings: whose scale refits alternate with it.
         seed: of the network.
     """
 
     solver: Solver
+    settings: LayerSettings
     seed: int
 
     @property
@@ -84,7 +103,7 @@ class SolverRounder:
         """The solver's configuration."""
         return repr(self.solver)
 
-    def round(self, posed: Posed) -> tuple[Solution, Tensor]:
+    def round(self, posed: Posed) -> Rounded:
         """See `Rounder.round`.
 
         Raises:
@@ -92,10 +111,15 @@ class SolverRounder:
         """
         layer = posed.step.layer
         try:
-            solution = self.solver.solve(posed.problem, seed=layer_seed(self.seed, layer))
+            problem, grid, solution = round_with_scales(
+                *(posed.problem, posed.grid, posed.weight, self.solver, self.settings),
+                self.settings.scale_refits,
+                seed=layer_seed(self.seed, layer),
+            )
         except RefusedError as error:
             raise RefusedError(f"layer {layer.name!r}: {error}") from None
-        return solution, posed.shift_for(solution.levels)
+        posed = replace(posed, problem=problem, grid=grid)
+        return Rounded(posed, solution, posed.shift_for(solution.levels))
 
     def finish(self, layer: Layer) -> None:
         """Nothing: solvers keep nothing on the way."""
@@ -151,11 +175,11 @@ class LayerRounder:
         """The reconstruction's configuration."""
         return repr(self.settings)
 
-    def round(self, posed: Posed) -> tuple[Solution, Tensor]:
+    def round(self, posed: Posed) -> Rounded:
         """See `Rounder.round`."""
         layer, data = posed.step.layer, self.data
         refit = posed.bias == "refit"
-        return reconstruct_layer(
+        solution, shift = reconstruct_layer(
             LayerData(
                 layer=layer,
                 following=data.following[layer.name],
@@ -171,6 +195,7 @@ class LayerRounder:
             budget=data.budget,
             checkpoint=self._checkpoint(layer),
         )
+        return Rounded(posed, solution, shift)
 
     def finish(self, layer: Layer) -> None:
         """Deletes the layer's checkpoint."""
@@ -200,13 +225,13 @@ class FinishingRounder:
         """Both configurations."""
         return f"{self.first.name}, {self.finish_with!r}"
 
-    def round(self, posed: Posed) -> tuple[Solution, Tensor]:
+    def round(self, posed: Posed) -> Rounded:
         """See `Rounder.round`."""
-        solution, shift = self.first.round(posed)
-        layer = posed.step.layer
+        found = self.first.round(posed)
+        layer, posed = posed.step.layer, found.posed
         following = self.data.following[layer.name]
         if following.activation is None:
-            return solution, shift
+            return found
         bias = self.data.bias_of(layer)
         plain = replace(following, activation=None, name="none")
         objective = PatchObjective(
@@ -218,10 +243,11 @@ class FinishingRounder:
             layer_seed(self.data.seed, layer),
         )
         refit = posed.bias == "refit"
-        return self.finish_with.improve(
+        solution, shift = self.finish_with.improve(
             *(objective, replace(following, adds=False), posed.problem, posed.weight, bias),
-            *(solution, shift, refit, layer_seed(self.data.seed, layer)),
+            *(found.solution, found.shift, refit, layer_seed(self.data.seed, layer)),
         )
+        return Rounded(posed, solution, shift)
 
     def finish(self, layer: Layer) -> None:
         """See `Rounder.finish`."""

@@ -76,7 +76,7 @@ def round_with_scales(
         grid, made = refitted, number
         low, high = _allowed(grid, weight, levels, settings.candidates)
         problem = replace(_on_grid(problem, grid, weight), low=low, high=high)
-        found = _going_on(solver, levels).solve(problem, seed=seed + number)
+        found = going_on(solver, levels).solve(problem, seed=seed + number)
         solution = _better(problem, levels, found)
         if torch.equal(solution.levels, levels):
             break
@@ -188,10 +188,10 @@ def _allowed(
     return low, torch.where(beside, levels + below.to(levels.dtype), high)
 
 
-def _going_on(solver: Solver, levels: Tensor) -> Solver:
-    """The same solver, with the levels as its start or its members' where they have one."""
+def going_on(solver: Solver, levels: Tensor) -> Solver:
+    """The same solver, beginning with these levels where it or its members have a `start`."""
     if isinstance(solver, (BestOf, FirstThatAccepts)):
-        return replace(solver, solvers=tuple(_going_on(s, levels) for s in solver.solvers))
+        return replace(solver, solvers=tuple(going_on(s, levels) for s in solver.solvers))
     if is_dataclass(solver) and any(field.name == "start" for field in fields(solver)):
         return replace(solver, start=Given(levels))
     return solver

@@ -71,6 +71,22 @@ def test_a_finish_does_not_raise_the_loss_it_looks_at() -> None:
     )
 
 
+@pytest.mark.parametrize("candidates", ["up_down", "free"])
+def test_scale_refits_lower_energies(candidates: Any) -> None:
+    runs = []
+    for refits in (0, 3):
+        settings = LayerSettings(bits=3, candidates=candidates, scale_refits=refits)
+        runs.append(rounded(solver=Gptq(), settings=settings, calibration="independent"))
+    for plain, refitted in zip(*(run.records for run in runs), strict=True):
+        assert refitted.energy <= plain.energy * (1 + 1e-9)
+        assert refitted.energy_nearest == plain.energy_nearest
+        assert refitted.stats["energy_before_refits"] == pytest.approx(plain.energy)
+    weight = runs[1].model.stem.weight.detach()
+    assert torch.equal(
+        weight.flatten(1).double()[None].float(), runs[1].layers["stem"].weight.float()
+    )
+
+
 def test_a_run_folder_gives_the_same_bits_again(tmp_path: Path) -> None:
     options = {"reconstruction": QUICK, "finish": ActivationFinish(positions=64)}
     whole, first = rounded(**options), rounded(run=tmp_path, **options)
@@ -151,6 +167,11 @@ def test_a_layer_that_is_called_twice_is_named(options: dict[str, Any]) -> None:
     assert list(rounded(Twice().eval(), x, skip=["layer"], **options).layers) == ["head"]
 
 
+def test_refits_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale_refits is -1"):
+        LayerSettings(scale_refits=-1)
+
+
 def test_activation_bits_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="from 2 to 8"):
         LayerSettings(act_bits=16)
@@ -177,7 +198,7 @@ def test_methods_have_names() -> None:
     }
     whole = BlockReconstruction(blocks=("",), divergence="kl")
     assert method_options("block:blocks=model,divergence=kl") == {"reconstruction": whole}
-    assert set(method_options("auto")) == {"solver", "finish"}
+    assert method_options("auto") == {"solver": Annealing(sweeps=300, reads=1)}
 
 
 @pytest.mark.parametrize(
