@@ -18,7 +18,7 @@ The whole flow, on a network of your own and batches of images:
     learned = qr.quantise(
         model,
         images,
-        reconstruction=qr.Reconstruction(iterations=1000, lr=1e-2, normalise=True, lam=1, positions=16),
+        reconstruction=qr.Reconstruction(iterations=1000, lr=1e-2, lam=1, normalise=True),
         settings=qr.LayerSettings(act_bits=8),
     )
     logits, float_logits = qr.predict(rounded.model, images), qr.predict(model, images)
