@@ -45,6 +45,12 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "pointwise": (nn.Conv2d(5, 4, 1, bias=False), (5, 3, 3)),
     "grouped": (nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 4, 4)),
     "depthwise": (nn.Conv2d(4, 4, 3, padding="same", groups=4, dilation=2), (4, 5, 5)),
+    "depthwise, strided": (nn.Conv2d(4, 4, 5, stride=2, padding=2, groups=4), (4, 7, 7)),
+    "depthwise, uneven": (
+        nn.Conv2d(4, 4, (3, 2), (1, 2), (2, 0), (2, 1), groups=4, bias=False),
+        (4, 5, 6),
+    ),
+    "one channel": (nn.Conv2d(1, 3, 3, padding=1), (1, 5, 5)),
     "transposed": (nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1), (4, 3, 3)),
     "one dimension": (nn.Conv1d(3, 5, 3), (3, 7)),
     "linear": (nn.Linear(5, 4), (5,)),

@@ -30,7 +30,7 @@ from qubo_rounding.relaxed.objective import Slopes
 from qubo_rounding.relaxed.sample_store import filled_store
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 
-_TOGETHER = 2**21  # outputs computed at once on a CPU: what is between two passes stays in cache
+_TOGETHER = 2**19  # outputs computed at once on a CPU: what is between two passes stays in cache
 _WIDE = 64  # columns of a row that takes all the positions asked for
 
 
@@ -50,14 +50,19 @@ class Compared:
     bias: Tensor
     row_weights: Tensor
 
-    def error(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        """The loss for outputs of the softly rounded layer, against stored rows."""
-        difference = self.following(outputs, rows.get("added")) - rows["target"].view_as(outputs)
+    def slope(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss for outputs of the softly rounded layer, and its derivative by them."""
+        at = outputs.detach().requires_grad_()
+        compared = self.following(at, rows.get("added"))
+        difference = compared.detach() - rows["target"].view_as(outputs)
         weights = self.row_weights.flatten()
         if self.layer.kind != "linear":  # channels come second, not last
             weights = weights.reshape(-1, *[1] * (outputs.ndim - 2))
         places = outputs.numel() // self.row_weights.numel()
-        return (difference.square() * weights).sum() / places
+        weighted = difference * weights
+        loss = torch.dot(weighted.flatten(), difference.flatten()) / places
+        (by_outputs,) = torch.autograd.grad(compared, at, weighted.mul_(2 / places))
+        return loss, by_outputs
 
     def sides(self, pair: LayerPair) -> dict[str, Tensor]:
         """The float layer's compared values, and what is added to the rounded one's output."""
@@ -111,20 +116,20 @@ class MapObjective:
         for part in samples.split(max(1, self._together)):
             # a single sample is looked at where it lies, several are copied together
             rows = self._store.take(slice(int(part), int(part) + 1) if len(part) == 1 else part)
-            loss = self._loss(weight, shift, rows) * (len(part) / len(samples))
-            found = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+            outputs = self._outputs(weight, shift, rows["input"])
+            loss, by_outputs = self._compared.slope(outputs, rows)
+            share = len(part) / len(samples)
+            found = [loss * share, *torch.autograd.grad(outputs, leaves, by_outputs.mul_(share))]
             total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
         return Slopes(total[0], [total[1]], [total[2]])
 
-    def _loss(self, weight: Tensor, shift: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        compared = self._compared
-        outputs = self._function(
-            input=rows["input"],
-            weight=compared.layer.weight(weight),
-            bias=(compared.bias + shift).flatten(),
+    def _outputs(self, weight: Tensor, shift: Tensor, inputs: Tensor) -> Tensor:
+        return self._function(
+            input=inputs,
+            weight=self._compared.layer.weight(weight),
+            bias=(self._compared.bias + shift).flatten(),
             **self._arguments,
         )
-        return compared.error(outputs, rows)
 
 
 class PatchObjective:
@@ -173,9 +178,13 @@ class PatchObjective:
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
         weight, shift = leaves
         rows = {name: part.flatten(0, 1) for name, part in self._store.take(samples).items()}
-        loss = self._loss(weight, shift, rows)
-        by_weight, by_shift = torch.autograd.grad(loss, leaves)
-        return Slopes(loss.detach(), [by_weight], [by_shift])
+        layer, bias = self._compared.layer, (self._compared.bias + shift).flatten()
+        outputs = _products(rows["input"].unflatten(1, (layer.g, layer.d)), weight) + bias
+        spatial = [1] * len(layer.kernel)  # activations may have settings for each channel
+        rows = {name: part.reshape(*part.shape, *spatial) for name, part in rows.items()}
+        loss, by_outputs = self._compared.slope(outputs.reshape(*outputs.shape, *spatial), rows)
+        slopes = torch.autograd.grad(outputs, leaves, by_outputs.view_as(outputs))
+        return Slopes(loss, [slopes[0]], [slopes[1]])
 
     def windows(self) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
         """For every group all windows (n, d), targets (n, r), and what is added, (n, r) or 0."""
@@ -189,14 +198,6 @@ class PatchObjective:
             rows = slice(group * layer.r, (group + 1) * layer.r)
             added = every["added"][:, rows] if "added" in every else 0.0
             yield every["input"][:, columns].contiguous(), every["target"][:, rows], added
-
-    def _loss(self, weight: Tensor, shift: Tensor, rows: dict[str, Tensor]) -> Tensor:
-        layer, bias = self._compared.layer, (self._compared.bias + shift).flatten()
-        inputs = rows["input"].unflatten(1, (layer.g, layer.d))
-        outputs = _products(inputs, weight) + bias
-        spatial = [1] * len(layer.kernel)  # activations may have settings for each channel
-        rows = {name: part.reshape(*part.shape, *spatial) for name, part in rows.items()}
-        return self._compared.error(outputs.reshape(*outputs.shape, *spatial), rows)
 
 
 def _products(inputs: Tensor, weight: Tensor) -> Tensor:
