@@ -306,8 +306,8 @@ def test_it_quantises_as_the_loop_does(bits: int, ends: tuple[float, float], siz
     x = size * normal(3, 7).double()
     torch.testing.assert_close(quantiser(x), on_grid(x, scale, zero_point, bits))
     assert quantiser(torch.zeros(2)).tolist() == [0, 0]
-    wanted, at = grid_between(*ends, bits)
-    if ends[1] - ends[0] > 1e-30:
+    if ends[1] - ends[0] > 1e-30:  # below, the twin's steps underflow
+        wanted, at = grid_between(*ends, bits)
         assert (scale, zero_point) == (pytest.approx(wanted, rel=1e-6), at)
 
 
