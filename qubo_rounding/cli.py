@@ -200,6 +200,9 @@ def quantize(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="run folder; resumes there")],
     limit: Limit = None,
+    views: Annotated[
+        int, typer.Option(help="calibrate on each image and so many less one windows of it")
+    ] = 1,
     eval_images: Annotated[
         Path | None, typer.Option("--eval", help="labelled images to judge by, as --images")
     ] = None,
@@ -216,7 +219,9 @@ def quantize(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="instead of a solver: auto, adaround[:key=value,...] or block[:...]"),
+        typer.Option(
+            help="instead of a solver: auto, or adaround, block or distil[:key=value,...]"
+        ),
     ] = None,
     finish: Annotated[
         bool, typer.Option("--finish", help="improve every layer behind its activation function")
@@ -247,7 +252,7 @@ def quantize(
         method_options(method) if method else {"solver": make_solver(solver or "annealing")}
     )
     network, preprocessing = load_model(model)
-    loader = open_images(images, preprocessing, limit=limit)
+    loader = open_images(images, preprocessing, limit=limit).augmented(views, seed)
     judges = None if eval_images is None else open_images(eval_images, preprocessing)
     settings = LayerSettings(
         bits=bits,

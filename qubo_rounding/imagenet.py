@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ DECODING_THREADS = 2
 DEMO_PHOTOGRAPHS = 20
 CALIBRATION_HEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 HELD_OUT_HEIGHTS = (0.35, 0.5, 0.65)
+WINDOW_SHARES = (0.8, 1.0)
 
 T = TypeVar("T")
 
@@ -80,6 +82,30 @@ class Images:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         return self.batches(self.batch_size)
 
+    def augmented(self, views: int, seed: int = 0) -> Images:
+        """Several views of every image: as it is, then windows of it, every other one mirrored.
+
+        A window keeps the sides' ratio and 80 to 100 % of their length. More views of the same
+        photographs keep what learns from them from learning them by heart.
+
+        Args:
+            views: of each image, itself included, at least 1.
+            seed: of the windows.
+
+        Raises:
+            ValueError: less than one view, or an image that cannot be read.
+        """
+        if views < 1:
+            raise ValueError(f"views is {views}; an image has at least one, itself.")
+        generator = random.Random(seed)
+        more = [
+            _window(view, generator, mirrored=number % 2 == 0)
+            for number in range(views - 1)
+            for view in self.views
+        ]
+        labels = None if self.labels is None else self.labels.repeat(views)
+        return replace(self, views=(*self.views, *more), labels=labels)
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Batches of (images float32 (n, 3, size, size), labels int64 (n,) or None), in order."""
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
@@ -135,6 +161,24 @@ def _images(
     classes = [label for _, label in rows if label is not None]
     labels = torch.tensor(classes, dtype=torch.int64) if classes else None
     return Images(tuple(view for view, _ in rows), labels, preprocessing, batch_size)
+
+
+def _window(view: View, generator: random.Random, mirrored: bool) -> View:
+    """A random window of a view."""
+    left, top, width, height = view.window or (0, 0, *_size(view.file))
+    share = generator.uniform(*WINDOW_SHARES)
+    inside = (round(width * share), round(height * share))
+    left += generator.randint(0, width - inside[0])
+    top += generator.randint(0, height - inside[1])
+    return View(view.file, (left, top, *inside), view.mirrored != mirrored)
+
+
+def _size(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _spread(rows: Sequence[T], limit: int) -> list[T]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
+from qubo_rounding.relaxed.reconstruction import (
+    BlockReconstruction,
+    Distillation,
+    Reconstruction,
+)
 from qubo_rounding.solvers import Annealing, make_relaxation, make_solver
 from qubo_rounding.specification import made_from
 
 METHODS: dict[str, Callable[..., Any]] = {
     "adaround": Reconstruction,
     "block": BlockReconstruction,
+    "distil": Distillation,
 }
 
 _NAMED: dict[str, Callable[[str], Any]] = {
@@ -25,9 +30,10 @@ _NAMED: dict[str, Callable[[str], Any]] = {
 def method_options(text: str) -> dict[str, Any]:
     """What `quantise` is to be told for a method `NAME[:key=value,...]`.
 
-    `adaround` is `Reconstruction`, `block` is `BlockReconstruction`, with their fields as keys
-    (blocks by name with + between them, the whole network as `model`). `auto` is one read of
-    annealing on the Gram matrices: the lowest divergence for its time of all that was measured.
+    `adaround` is `Reconstruction`, `block` is `BlockReconstruction`, `distil` is `Distillation`,
+    with their fields as keys (blocks by name with + between them, the whole network as `model`).
+    `auto` is one read of annealing on the Gram matrices: the lowest divergence for its time of all
+    that was measured.
 
     Raises:
         ValueError: an unknown name or key, or a value that the method does not allow.

@@ -481,3 +481,33 @@ def test_predict_refuses_what_is_no_classifier() -> None:
         predict(nn.Identity(), [])
     with pytest.raises(ValueError, match=r"returns \(2, 3, 4\); a classifier"):
         predict(nn.Identity(), [torch.zeros(2, 3, 4)])
+
+
+def test_augmented_images_are_themselves_and_windows_of_them(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        photograph(tmp_path / name / f"{name}.png", (24 + number, 20), seed=number)
+    images = open_images(tmp_path, SMALL)
+    more = images.augmented(3, seed=5)
+    assert more.views[:3] == images.views
+    assert labels_of(more) == labels_of(images) * 3
+    assert names(more) == names(images) * 3
+    assert [view.mirrored for view in more.views] == [False] * 3 + [True] * 3 + [False] * 3
+    for view in more.views[3:]:
+        assert view.window is not None
+        left, top, width, height = view.window
+        with Image.open(view.file) as image:
+            full = image.size
+        assert min(left, top) >= 0
+        assert left + width <= full[0]
+        assert top + height <= full[1]
+        assert 0.75 <= width / full[0] <= 1
+        assert 0.75 <= height / full[1] <= 1
+    assert images.augmented(3, seed=5).views == more.views
+    assert images.augmented(3, seed=6).views != more.views
+    assert images.augmented(1).views == images.views
+    again, before = (images.views[-1].window for images in (more.augmented(2), more))
+    assert again is not None
+    assert before is not None
+    assert again[2] <= before[2]
+    with pytest.raises(ValueError, match="views is 0"):
+        images.augmented(0)

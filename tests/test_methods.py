@@ -16,7 +16,7 @@ from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.methods import method_options
 from qubo_rounding.network import nearest_network
-from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Distillation, Reconstruction
 from qubo_rounding.relaxed.softening import PlainSigmoid
 from tests.networks import LAYERS, batches, residual
 from tests.test_network import same_bits
@@ -120,6 +120,16 @@ def test_reconstruction_with_quantised_activations() -> None:
     assert len(values.unique()) > 2**4
 
 
+@pytest.mark.parametrize("candidates", ["up_down", "free"])
+def test_distillation_lowers_the_divergence_of_its_start(candidates: Any) -> None:
+    settings = LayerSettings(bits=2, candidates=candidates)
+    start = rounded(solver=Nearest(), settings=settings)
+    method = Distillation(iterations=100, lr=3e-2, start=Nearest(), batch=24)
+    result = rounded(reconstruction=method, settings=settings)
+    assert divergence(result.model) < 0.8 * divergence(start.model)
+    assert any(record.stats["changed"] for record in result.records)
+
+
 def test_the_nearest_network_is_nearest_rounding_with_kept_biases() -> None:
     settings = LayerSettings(bits=3)
     result = rounded(solver=Annealing(reads=1, sweeps=20), settings=settings)
@@ -198,13 +208,14 @@ def test_methods_have_names() -> None:
     }
     whole = BlockReconstruction(blocks=("",), divergence="kl")
     assert method_options("block:blocks=model,divergence=kl") == {"reconstruction": whole}
+    assert method_options("distil:iterations=9") == {"reconstruction": Distillation(iterations=9)}
     assert method_options("auto") == {"solver": Annealing(sweeps=300, reads=1)}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("brecq", "there is no method 'brecq'; there are adaround, block, auto"),
+        ("brecq", "there is no method 'brecq'; there are adaround, block, distil, auto"),
         ("adaround:steps=5", "'steps=5' is no option of adaround"),
         ("adaround:positions=few", "'positions=few' does not fit"),
         ("adaround:relaxation=soft", "there is no relaxation 'soft'"),

@@ -17,7 +17,7 @@ from company import torch_threads
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import Encoding
 from qubo_rounding.relaxed.choices import choices_of
-from qubo_rounding.relaxed.softening import PlainSigmoid, RectifiedSigmoid
+from qubo_rounding.relaxed.softening import PlainSigmoid, RectifiedSigmoid, StraightThrough
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
@@ -293,6 +293,22 @@ def test_adaround_is_autograd_with_adam(schedule: Any, normalise: bool) -> None:
         )
         assert levels[at].tolist() == expected.tolist()
         assert h[at].numpy() == pytest.approx(expected_h, abs=1e-3)
+
+
+def test_a_range_begins_in_the_cell_of_its_start_towards_the_target() -> None:
+    problem = wide_enough(random_problem(1, 4, 30, seed=2))
+    start = Gptq().solve(problem)
+    choices = choices_of(problem, StraightThrough(), start)
+    at = choices.lowest + choices.share.double() * choices.room
+    assert torch.equal(at.round().to(torch.int16), start.levels)
+    stayed = (problem.target - start.levels).abs() <= 0.4
+    assert torch.allclose(at[stayed], problem.target[stayed], atol=1e-4)
+    assert bool(((at - problem.target).abs() <= (start.levels - problem.target).abs() + 1e-4).all())
+    assert bool((~stayed).any())
+
+
+def wide_enough(problem: RoundingProblem) -> RoundingProblem:
+    return replace(problem, low=problem.low - 3, high=problem.high + 3)
 
 
 def test_unsettled_bits_are_counted() -> None:

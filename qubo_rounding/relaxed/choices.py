@@ -11,6 +11,7 @@ from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.softening import Relaxation
 
 _DOUBT = 0.2  # how far from a given level its weight starts: near enough to come back
+_CELL = 0.4  # in a range it starts where it was, but no further away: beyond 0.5 it is rounded away
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def choices_of(
     """What a relaxation chooses between on a problem.
 
     The two levels of an up/down problem, or those around the target; with a start its level and
-    the neighbour that alone would cost least; or the whole range, where the relaxation takes it.
+    the neighbour that alone would cost least. Or the whole range, where the relaxation takes it;
+    with a start each weight begins as near to its target as still is rounded to the start's level.
 
     Args:
         problem: the problem.
@@ -42,7 +44,9 @@ def choices_of(
         start: levels to begin near; None begins where the weights are.
     """
     if relaxation.takes_ranges:
-        at = problem.target if start is None else start.levels
+        at = problem.target
+        if start is not None:
+            at = torch.maximum(torch.minimum(at, start.levels + _CELL), start.levels - _CELL)
         return _between(problem.low, problem.high, at)
     if start is not None:
         return _around(problem, start.levels)

@@ -17,7 +17,8 @@ from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.choices import Choices, choices_of
 from qubo_rounding.relaxed.objective import Objective
-from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
+from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
+from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
@@ -118,6 +119,27 @@ class BlockReconstruction(Reconstruction):
 
 
 @dataclass(frozen=True)
+class Distillation(BlockReconstruction):
+    """The whole network at once, on the float network's answers: what costs and gives most.
+
+    Starts at levels that layers were rounded to one by one, and moves weights, rounded on the way
+    forward, biases and activation steps together. With so many at once to fit few images it learns
+    these by heart: give it several views of each (`Images.augmented`), and judge on others.
+
+    Args: as those of `BlockReconstruction`, with other defaults.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531; Bengio et al. 2013, arXiv 1308.3432.
+    """
+
+    iterations: int = 500
+    lr: float = 3e-3
+    start: Solver | None = field(default_factory=lambda: Annealing(sweeps=300, reads=1))
+    relaxation: Relaxation = field(default_factory=StraightThrough)
+    blocks: tuple[str, ...] | None = ("",)
+    divergence: Literal["squared", "kl"] = "kl"
+
+
+@dataclass(frozen=True)
 class Learned:
     """What reconstruction found for a layer.
 
@@ -156,7 +178,7 @@ class SoftLayer:
         # What moving one weight by one level does to the output, typically: the shift's unit.
         self._unit = problem.unit.squeeze(2).sqrt().float()
         self._lam = settings.lam
-        self._v = Adam(self._relaxation.start(self.choices.share), settings.lr)
+        self._v = Adam(self._relaxation.start(self.choices.share, self.choices.room), settings.lr)
         self._shift = None
         if shift is not None:
             self._shift = Adam(shift.float() / self._unit.clamp_min(_TINY), settings.lr)

@@ -35,7 +35,7 @@ class Relaxation(ABC):
     takes_ranges: bool = False  # whether rooms wider than one level are used, or two levels only
 
     @abstractmethod
-    def start(self, share: Tensor) -> Tensor:
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
         """V for which h is the given share of the room, as far as it can be."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class RectifiedSigmoid(_Annealed):
     Source: Nagel et al. 2020, arXiv 2004.10568, eq 23-24.
     """
 
-    def start(self, share: Tensor) -> Tensor:
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
         """See `Relaxation.start`."""
         return inverse_rectified_sigmoid(share)
 
@@ -122,7 +122,7 @@ class PlainSigmoid(_Annealed):
     Source: Nagel et al. 2020, arXiv 2004.10568, Table 3.
     """
 
-    def start(self, share: Tensor) -> Tensor:
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
         """See `Relaxation.start`."""
         return torch.logit(share, eps=_INSIDE)
 
@@ -150,7 +150,7 @@ class TemperatureSigmoid(Relaxation):
         if not 0 < self.cold <= self.hot < float("inf"):
             raise ValueError(f"give 0 < cold <= hot; they are {self.cold} and {self.hot}.")
 
-    def start(self, share: Tensor) -> Tensor:
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
         """See `Relaxation.start`."""
         return self.hot * torch.logit(share, eps=_INSIDE)
 
@@ -165,23 +165,23 @@ class TemperatureSigmoid(Relaxation):
 class StraightThrough(Relaxation):
     """The weight itself, rounded on the way forward and left alone on the way back.
 
-    Any level of a wide range can be reached; V is a share of the range, so one step size suits all.
-    It falls to zero along a line: gradients of a rounded weight never vanish, and at a constant one
-    weights jump about their thresholds to the end.
+    Any level of a wide range can be reached; V counts levels from the lowest. The step size falls
+    to zero along a line: gradients of a rounded weight never vanish, and at a constant one weights
+    jump about their thresholds to the end.
 
     Source: Bengio et al. 2013, arXiv 1308.3432; Nagel et al. 2020, arXiv 2004.10568, Table 5.
     """
 
     takes_ranges = True
 
-    def start(self, share: Tensor) -> Tensor:
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
         """See `Relaxation.start`."""
-        return share.clone()
+        return share * room
 
     def soften(self, v: Tensor, room: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         """See `Relaxation.soften`."""
-        ways = room.clamp_min(1)
-        return (v.clamp(0, 1) * ways).round_().div_(ways), torch.ones_like(v)
+        ways = room.clamp_min(1).to(v.dtype)
+        return v.clamp_min(0).minimum(ways).round_().div_(ways), 1 / ways
 
     def rate(self, progress: float) -> float:
         """See `Relaxation.rate`."""

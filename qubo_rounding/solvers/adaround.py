@@ -81,7 +81,7 @@ class AdaRound(Solver):
         gram = problem.gram.float()
         linear = None if problem.linear is None else (problem.linear * step).float()
         force = 2 * step
-        adam = Adam(self.relaxation.start(choices.share), self.lr)
+        adam = Adam(self.relaxation.start(choices.share, choices.room), self.lr)
         done = 0
         for iteration in watched(range(self.iterations), "adaround"):
             progress = iteration / self.iterations
