@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from analysis.kit_networks import kit_folder
-from analysis.whole_networks import NETWORKS
+from analysis.judged_networks import NETWORKS
 from qubo_rounding import (
     Gram,
     LayerSettings,
@@ -67,7 +67,7 @@ def kit_problems(network: str, bits: int, widest: int) -> Iterator[KitProblem]:
     """The problems of a network's layers with at most `widest` columns, in order of execution.
 
     Args:
-        network: one of whole_networks.NETWORKS.
+        network: one of judged_networks.NETWORKS.
         bits: of the weights.
         widest: largest d.
     """

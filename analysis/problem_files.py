@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from analysis.kit_networks import kit_folder
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.whole_networks import NETWORKS
+from analysis.judged_networks import NETWORKS
 from qubo_rounding.cli import app
 
 SOLVERS = [

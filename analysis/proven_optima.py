@@ -22,7 +22,7 @@ import torch
 
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.whole_networks import NETWORKS
+from analysis.judged_networks import NETWORKS
 from qubo_rounding import Nearest, RoundingProblem, Solution, TreeSearch, watching
 from qubo_rounding.testing import random_problem
 

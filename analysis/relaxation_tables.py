@@ -12,36 +12,25 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from analysis.kit_networks import kit_folder
+from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
     LayerSettings,
     MinMax,
     Nearest,
     OutputMSE,
-    evaluate,
-    load_model,
-    open_images,
-    predict,
     quantise,
     reuse_freed_memory,
 )
 from qubo_rounding.relaxed.reconstruction import Reconstruction
 from qubo_rounding.relaxed.softening import PlainSigmoid, StraightThrough, TemperatureSigmoid
 
-KIT_NETWORKS = {
-    "efficientnet_lite0": "efficientnet_lite0",
-    "mobilenet_v2": f"{Path(__file__).parent / 'kit_networks.py'}:mobilenet_v2",
-}
 KEYS = ("scale", "network", "granularity", "variant", "seed")
 SEEDS = range(3)
 
@@ -54,14 +43,14 @@ class Scale:
         networks: MODEL of each.
         images: calibration images.
         schedule: AdaRound's.
-        calibration_folder, validation_folder: of images.
+        calibration_folder, validation_folder: of images; None are the kit's.
     """
 
     networks: dict[str, str]
     images: int
     schedule: Reconstruction
-    calibration_folder: Path
-    validation_folder: Path
+    calibration_folder: Path | None = None
+    validation_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -129,16 +118,15 @@ def scale_of(name: str, images: Path | None, eval_images: Path | None) -> Scale:
             raise SystemExit("--scale full needs --images and --eval, folders of ImageNet.")
         networks = {"resnet18": "torchvision:resnet18"}
         return Scale(networks, 1024, Reconstruction(), images, eval_images)
-    kit = kit_folder() / "images"
     schedule = Reconstruction(iterations=300, lr=1e-2, lam=1.0, normalise=True, positions=16)
-    return Scale(KIT_NETWORKS, 128, schedule, kit / "calibration", kit / "validation")
+    return Scale(NETWORKS, 128, schedule)
 
 
 def measure(scale_name: str, scale: Scale, granularities: Sequence[str]) -> None:
     """Run what is not in the CSV yet; the first seed of everything before the second."""
     path = RESULTS / "relaxation_tables.csv"
     done = {tuple(row[key] for key in KEYS) for row in read_rows(path)}
-    for granularity, network, seed in itertools.product(granularities, scale.networks, SEEDS):
+    for seed, granularity, network in itertools.product(SEEDS, granularities, scale.networks):
         names = [
             name
             for name in VARIANTS
@@ -146,33 +134,22 @@ def measure(scale_name: str, scale: Scale, granularities: Sequence[str]) -> None
         ]
         if not names:
             continue
-        model, preprocessing = load_model(scale.networks[network])
-        validation = open_images(scale.validation_folder, preprocessing)
-        labels, judged_on = validation.labels, list(validation)
-        float_logits = predict(model, judged_on)
-        float_top1 = evaluate(float_logits, labels).top1
-        calibration = list(drawn(scale, preprocessing, seed))
+        judged = JudgedNetwork.load(
+            scale.networks[network], scale.calibration_folder, scale.validation_folder
+        )
+        calibration = list(judged.drawn(scale.images, seed))
         for name in names:
             variant = VARIANTS[name]
             method: dict[str, Any] = {"solver": Nearest()}
             if variant.changes is not None:
                 method = {"reconstruction": replace(scale.schedule, **variant.changes)}
             settings = replace(variant.settings, granularity=granularity)
-            result = quantise(model, calibration, settings=settings, seed=seed, **method)
-            judged = evaluate(predict(result.model, judged_on), labels, float_logits)
+            result = quantise(judged.model, calibration, settings=settings, seed=seed, **method)
             row = dict(zip(KEYS, (scale_name, network, granularity, name, seed), strict=True))
-            row |= dict(float_top1=float_top1, top1=judged.top1)
-            row |= dict(agreement=judged.agreement, kl=judged.kl)
+            row |= judged.judge(result.model)
             row |= dict(seconds=sum(record.seconds for record in result.records))
             append_row(path, row)
             print(row, flush=True)
-
-
-def drawn(scale: Scale, preprocessing: Any, seed: int) -> Iterator[tuple[Tensor, Any]]:
-    """Batches of calibration images that a seed draws."""
-    every = open_images(scale.calibration_folder, preprocessing)
-    views = random.Random(seed).sample(every.views, min(scale.images, len(every)))
-    return iter(replace(every, views=tuple(views), labels=None))
 
 
 def render() -> None:

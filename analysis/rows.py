@@ -22,11 +22,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row, after a header where the file is new."""
+    """Add one row under the file's header, which is the row's keys where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    there = read_rows(path)
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if file.tell() == 0:
+        writer = csv.DictWriter(file, list(there[0] if there else row))
+        if not there:
             writer.writeheader()
         writer.writerow(row)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.whole_networks import NETWORKS
+from analysis.judged_networks import NETWORKS
 from qubo_rounding import SOLVERS, RoundingProblem, TreeSearch, make_solver, watching
 from qubo_rounding.report import markdown_table
 

@@ -9,26 +9,17 @@ a run, and the table results/whole_networks.md.
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
-from analysis.kit_networks import kit_folder
+from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
     LayerSettings,
     collect_grams,
-    evaluate,
-    load_model,
     make_solver,
-    open_images,
-    predict,
     quantise,
 )
 
 PATH = RESULTS / "whole_networks.csv"
-NETWORKS = {
-    "efficientnet_lite0": "efficientnet_lite0",
-    "mobilenet_v2": f"{Path(__file__).parent / 'kit_networks.py'}:mobilenet_v2",
-}
 SOLVERS = [
     "nearest",
     "gptq",
@@ -45,20 +36,15 @@ def measure() -> None:
     """Run what is not in the CSV yet, and append it row by row."""
     done = {tuple(row[key] for key in KEYS) for row in read_rows(PATH)}
     for network, spec in NETWORKS.items():
-        model, preprocessing = load_model(spec)
-        images = kit_folder() / "images"
-        calibration = open_images(images / "calibration", preprocessing, limit=CALIBRATION_IMAGES)
-        validation = open_images(images / "validation", preprocessing)
-        labels, validation = validation.labels, list(validation)  # decoded once for all runs
-        calibration = list(calibration)
-        float_logits = predict(model, validation)
-        grams = collect_grams(model, calibration, progress=True)
+        judged = JudgedNetwork.load(spec)
+        calibration = list(judged.spread(CALIBRATION_IMAGES))
+        grams = collect_grams(judged.model, calibration, progress=True)
         modes = itertools.product(("independent", "sequential"), ("refit", "keep"), SOLVERS)
         for mode, bias, solver in modes:
             if (network, mode, bias, solver) in done:
                 continue
             result = quantise(
-                model,
+                judged.model,
                 calibration,
                 solver=make_solver(solver),
                 settings=LayerSettings(bias=bias),
@@ -66,11 +52,8 @@ def measure() -> None:
                 grams=grams if mode == "independent" else None,
                 progress=True,
             )
-            logits = predict(result.model, validation)
-            judged = evaluate(logits, labels, float_logits)
             row = dict(network=network, calibration=mode, bias=bias, solver=solver)
-            row |= dict(top1=judged.top1, agreement=judged.agreement, kl=judged.kl)
-            row |= dict(float_top1=evaluate(float_logits, labels).top1)
+            row |= judged.judge(result.model)
             row |= dict(solver_seconds=sum(r.seconds for r in result.records))
             append_row(PATH, row)
             print(row, flush=True)
