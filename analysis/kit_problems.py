@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from analysis.kit_networks import kit_folder
 from analysis.judged_networks import NETWORKS
+from analysis.kit_networks import kit_folder
 from qubo_rounding import (
     Gram,
     LayerSettings,

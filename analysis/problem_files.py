@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner
 
+from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.judged_networks import NETWORKS
 from qubo_rounding.cli import app
 
 SOLVERS = [

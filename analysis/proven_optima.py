@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from analysis.judged_networks import NETWORKS
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.judged_networks import NETWORKS
 from qubo_rounding import Nearest, RoundingProblem, Solution, TreeSearch, watching
 from qubo_rounding.testing import random_problem
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.judged_networks import NETWORKS
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
-from analysis.judged_networks import NETWORKS
 from qubo_rounding import SOLVERS, RoundingProblem, TreeSearch, make_solver, watching
 from qubo_rounding.report import markdown_table
 
