@@ -29,6 +29,7 @@ from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.compare import compare
+from qubo_rounding.equalisation import equalise
 from qubo_rounding.evaluation import Evaluation, evaluate, predict
 from qubo_rounding.grid import Grid, MinMax, OutputMSE, WeightMSE, fit_grid
 from qubo_rounding.imagenet import open_images
@@ -142,6 +143,7 @@ __all__ = [
     "collect_grams",
     "compare",
     "eigenvalue_bound",
+    "equalise",
     "evaluate",
     "every_energy",
     "every_loss",

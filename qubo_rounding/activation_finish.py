@@ -63,7 +63,9 @@ class ActivationFinish:
         levels, shift = solution.levels.clone(), shift.clone()
         before = after = 0.0
         for group, (inputs, outputs, added) in enumerate(objective.windows()):
-            data = RowData(inputs, outputs, added + bias[group].float(), following)
+            channels = slice(group * problem.r, (group + 1) * problem.r)
+            others = added + bias[group].float()
+            data = RowData(inputs, outputs, others, following.of(channels))
             own = problem.part(groups=slice(group, group + 1))
             row = _Rows(data, own, weight[group].double(), refit)
             first = row.losses(levels[group], shift[group])

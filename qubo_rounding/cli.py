@@ -59,6 +59,7 @@ Granularity = Annotated[
     Literal["channel", "tensor"], typer.Option(help="one scale a channel or one a layer")
 ]
 Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
+Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
 Seed = Annotated[int, typer.Option(help="same seed, same bits")]
 
 
@@ -104,6 +105,7 @@ def problems(
     bits: Bits = 4,
     granularity: Granularity = "channel",
     bias: Bias = "refit",
+    equalise: Equalise = False,
 ) -> None:
     """Write one problem file (.npz) per layer of a network.
 
@@ -111,7 +113,7 @@ def problems(
     """
     network, preprocessing = load_model(model)
     loader = open_images(images, preprocessing, limit=limit)
-    settings = LayerSettings(bits=bits, granularity=granularity, bias=bias)
+    settings = LayerSettings(bits=bits, granularity=granularity, bias=bias, equalise=equalise)
     output.mkdir(parents=True, exist_ok=True)
     posed = network_problems(network, loader, settings, progress=True)
     for number, (name, problem) in enumerate(posed):
@@ -234,6 +236,7 @@ def quantize(
     ] = "up_down",
     granularity: Granularity = "channel",
     bias: Bias = "refit",
+    equalise: Equalise = False,
     calibration: Annotated[
         Literal["sequential", "independent"],
         typer.Option(help="round on the inputs of the rounded network, or of the float one"),
@@ -261,6 +264,7 @@ def quantize(
         bias=bias,
         candidates=candidates,
         scale_refits=scale_refits,
+        equalise=equalise,
         act_bits=act_bits,
     )
     result = quantise(

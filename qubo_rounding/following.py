@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,34 @@ ADDITIONS: frozenset[Callable[..., Any]] = frozenset(
 
 
 @dataclass(frozen=True)
+class Activation:
+    """An activation function out of place, with the settings that a network gives it.
+
+    Args:
+        function: one of the values of ACTIVATIONS.
+        others: its arguments after the first.
+        settings: its arguments by name.
+    """
+
+    function: Callable[..., Tensor]
+    others: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """Its value for outputs (n, channels, ...)."""
+        return self.function(output, *self.others, **self.settings)
+
+    def of(self, channels: slice) -> Activation:
+        """The same for tensors (n, chosen channels): settings of each channel are cut to them."""
+
+        def cut(value: Any) -> Any:
+            return value.flatten()[channels] if isinstance(value, Tensor) and value.ndim else value
+
+        cut_settings = {key: cut(value) for key, value in self.settings.items()}
+        return Activation(self.function, tuple(map(cut, self.others)), cut_settings)
+
+
+@dataclass(frozen=True)
 class Following:
     """What a layer's output goes through before anything else sees it.
 
@@ -64,7 +92,7 @@ class Following:
         adds: whether another tensor of the same shape is added before the activation function.
     """
 
-    activation: Callable[[Tensor], Tensor] | None = None
+    activation: Activation | None = None
     name: str = "none"
     adds: bool = False
 
@@ -72,6 +100,12 @@ class Following:
         """The activation function's value for a layer's output, and what is added to it."""
         total = output if added is None else output + added
         return total if self.activation is None else self.activation(total)
+
+    def of(self, channels: slice) -> Following:
+        """The same for tensors (n, chosen channels) alone."""
+        if self.activation is None:
+            return self
+        return replace(self, activation=self.activation.of(channels))
 
 
 def find_following(
@@ -174,16 +208,15 @@ class _Watch(TorchFunctionMode):
 
 def activation_of(
     func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Callable[[Tensor], Tensor] | None:
+) -> Activation | None:
     """The activation function that a call applies to its first argument, out of place."""
     if func not in ACTIVATIONS or not args:
         return None
     settings = {key: value for key, value in kwargs.items() if key != "inplace"}
-    others = args[1:]
+    others = tuple(args[1:])
     if func in _INPLACE_LAST and others and isinstance(others[-1], bool):
         others = others[:-1]
-    plain = ACTIVATIONS[func]
-    return lambda output: plain(output, *others, **settings)
+    return Activation(ACTIVATIONS[func], others, settings)
 
 
 def addends(

@@ -36,6 +36,8 @@ class LayerSettings:
         bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
         scale_refits: how often scales are refitted to the levels found by a solver, and the levels
             found anew on them.
+        equalise: rescale channels between layers first, so that weights fit their grids; for one
+            scale a layer. The network's answers stay as they are.
         act_bits: of the activations, 2 to 8; None leaves them in float.
 
     Raises:
@@ -50,6 +52,7 @@ class LayerSettings:
     candidates: Candidates = "up_down"
     bias: BiasMode = "refit"
     scale_refits: int = 0
+    equalise: bool = False
     act_bits: int | None = None
 
     def __post_init__(self) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
-from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import find_following
@@ -25,7 +24,7 @@ from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
 from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
-from qubo_rounding.plan import plan_rounding
+from qubo_rounding.plan import plan_rounding, prepared
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
 from qubo_rounding.relaxed.activations import attach, calibrate_activations, quantisers_of
@@ -49,7 +48,8 @@ class QuantisedNetwork:
     """A rounded network and how it came about.
 
     Args:
-        model: batch norms folded, weights on their grids, biases refitted where asked for.
+        model: batch norms folded, weights on their grids; channels equalised and biases refitted
+            where asked for.
         layers: the rounded layers by name, in the order of execution.
         skipped: modules with parameters that were left as they are, with the reason.
     """
@@ -305,7 +305,7 @@ def nearest_network(
         result: what `quantise` gave.
         settings: that it was given.
     """
-    folded, _ = fold_batch_norm(model, batch)
+    folded, _ = prepared(model, batch, settings)
     nearest = copy.deepcopy(folded)
     layers = find_layers(folded).layers
     for name, done in result.layers.items():

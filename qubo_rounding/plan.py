@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.calibration import Trial, trial_run
+from qubo_rounding.equalisation import equalise
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.passes import check_eval_mode
@@ -19,7 +20,7 @@ class Plan:
     """What is to be rounded.
 
     Args:
-        folded: a copy of the network with its batch norms folded.
+        folded: a copy of the network with its batch norms folded, equalised where asked for.
         layers: the layers to round, by name, in the order of execution.
         skipped: modules with parameters that are left as they are, with the reason.
         trial: what one pass of the first batch showed.
@@ -51,7 +52,7 @@ def plan_rounding(
         ValueError: a name that is not there, or nothing to round.
     """
     check_eval_mode(model)
-    folded, unfolded = fold_batch_norm(model, batch)
+    folded, unfolded = prepared(model, batch, settings)
     wanted, skipped = _choose_layers(folded, names, skip, settings)
     trial = trial_run(folded, wanted, batch)
     if not trial.calls:
@@ -60,6 +61,20 @@ def plan_rounding(
     unreached = dict.fromkeys(missed, "the first batch does not reach it")
     layers = {name: wanted[name] for name in trial.calls}
     return Plan(folded, layers, skipped | unfolded | unreached, trial)
+
+
+def prepared(
+    model: nn.Module, batch: Tensor, settings: LayerSettings
+) -> tuple[nn.Module, dict[str, str]]:
+    """A copy of a network ready to be rounded, and the batch norms it keeps, with the reason.
+
+    Args:
+        model: in eval mode; it stays as it is.
+        batch: one batch of inputs.
+        settings: whether channels are equalised.
+    """
+    folded, unfolded = fold_batch_norm(model, batch)
+    return (equalise(folded, batch).model if settings.equalise else folded), unfolded
 
 
 def _choose_layers(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.activation_loss import RowData, row_problems
-from qubo_rounding.following import Following
+from qubo_rounding.following import Activation, Following
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.solvers import Descent, Enumeration, Nearest
 from qubo_rounding.testing import random_problem
 
-RELU = Following(F.relu, "relu")
+RELU = Following(Activation(F.relu), "relu")
 D, R, N = 7, 4, 400
 
 
@@ -57,7 +57,7 @@ def model_energy(
 
 @pytest.mark.parametrize("activation", [F.relu, F.silu, F.relu6, F.gelu], ids=lambda f: f.__name__)
 def test_the_model_is_exact_at_the_levels_it_is_made_at(activation: object) -> None:
-    data, problem, weights = setting(Following(activation, "it"))  # pyright: ignore
+    data, problem, weights = setting(Following(Activation(activation), "it"))
     levels = problem.nearest()[0]
     energies, shifts = model_energy(data, problem, weights, levels, refit=False)
     rounded = weights + problem.errors(levels[None])[0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qubo_rounding.calibration import LayerPair
-from qubo_rounding.following import Following
+from qubo_rounding.following import Activation, Following
 from qubo_rounding.grid import fit_grid
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.local_loss import local_problem
@@ -33,7 +33,7 @@ from qubo_rounding.statistics import collect_grams
 from tests import reference_reconstruction as reference
 from tests.company import torch_threads
 
-RELU = Following(F.relu, "relu")
+RELU = Following(Activation(F.relu), "relu")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -175,7 +175,7 @@ def test_where_samples_lie_changes_no_bit(kind: str) -> None:
 
 
 def test_the_curve_of_eq_25_is_that_of_naive_loops() -> None:
-    case = Case("strided", Following(F.relu6, "relu6"))
+    case = Case("strided", Following(Activation(F.relu6), "relu6"))
     case.row_weights = torch.ones_like(case.row_weights)
     grid = fit_grid(case.weight, 4, granularity="tensor")
     gram = collect_grams(case.module, [case.x])[""]

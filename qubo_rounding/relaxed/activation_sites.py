@@ -33,6 +33,7 @@ LAYERS = frozenset(
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv"})
 NORMALISATIONS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm"})
 NORM, SUM = "batch_norm", "add"  # what takes over a layer's result
+CLIP = "clamp"  # before an activation function, as equalised channels have it, is one with it
 
 
 def find_sites(model: nn.Module, example: Tensor) -> Course:
@@ -42,7 +43,8 @@ def find_sites(model: nn.Module, example: Tensor) -> Course:
 
     - a layer's result that only a batch norm, an activation function or the residual addition
       uses; of two layers that are added up, the one that is called last;
-    - a normalisation's or an arithmetic operation's result that only an activation function uses;
+    - a normalisation's, an arithmetic operation's or a clip's result that only an activation
+      function uses;
     - what only moves values, or multiplies them by a number;
     - the network's outputs, which stay in float unless they are used within, too.
 
@@ -128,7 +130,7 @@ class _Step:
     def absorbs(self, source: _Step) -> bool:
         """Does it take this source's result before that is stored?"""
         if self.name in ACTIVATION_FUNCTIONS:
-            return source.name in LAYERS | ARITHMETIC | NORMALISATIONS
+            return source.name in LAYERS | ARITHMETIC | NORMALISATIONS | {CLIP}
         if self.name == NORM:
             return source.name in LAYERS
         if self.name == SUM and source.accumulates:
