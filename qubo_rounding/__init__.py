@@ -64,6 +64,7 @@ from qubo_rounding.relaxed.softening import (
     TemperatureSigmoid,
 )
 from qubo_rounding.scale_refit import refit_scale, round_with_scales
+from qubo_rounding.segmentation import evaluate_dense
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,
@@ -145,6 +146,7 @@ __all__ = [
     "eigenvalue_bound",
     "equalise",
     "evaluate",
+    "evaluate_dense",
     "every_energy",
     "every_loss",
     "find_layers",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +38,10 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, dict[
     """A copy of a network with its batch norms folded into the layers before them.
 
     With s = gamma / sqrt(variance + eps), the layer's weights become s * W and its bias
-    beta + s * (b - mean), computed in float64; the batch norm becomes an `nn.Identity`. A batch
-    norm is folded where its one input is the output of one linear or convolution layer and nothing
-    else uses that output, that layer's weight or that batch norm.
+    beta + s * (b - mean), computed in float64; the batch norm becomes an `nn.Identity`, or where it
+    has child modules, such as an activation function, an `nn.Sequential` of them. A batch norm is
+    folded where its one input is the output of one linear or convolution layer and nothing else
+    uses that output, that layer's weight or that batch norm.
 
     Args:
         model: any network; it stays as it is.
@@ -57,7 +58,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, dict[
     flow = _Flow(folded, layers)
     with torch.no_grad(), flow:
         flow.mark_as_used(folded(example))
-    targets = {name: _target(folded, flow, norm) for name, norm in _batch_norms(folded).items()}
+        norms = _batch_norms(folded).items()
+        targets = {name: _target(folded, flow, norm) for name, norm in norms}
     kept = {name: target for name, target in targets.items() if isinstance(target, str)}
     fold = {name: target for name, target in targets.items() if isinstance(target, Layer)}
     for layer in biasless:
@@ -153,6 +155,8 @@ def _target(model: nn.Module, flow: _Flow, norm: _BatchNorm) -> Layer | str:
         return f"{layer.name!r} is not called with its own bias"
     if output.tensor.dim() != len(layer.shape):
         return f"it does not normalise the output channels of {layer.name!r}"
+    if _does_more(norm, inputs[0]):
+        return "its forward does more than normalise and run its children"
     return layer
 
 
@@ -175,7 +179,21 @@ def _fold(model: nn.Module, layer: Layer, norm_name: str) -> None:
     module = model.get_submodule(layer.name)
     module.weight = nn.Parameter(layer.weight(rows).to(weight.dtype).contiguous())
     module.bias = nn.Parameter((bias.double() * scale + shift).to(bias.dtype))
-    _replace(model, norm, nn.Identity().eval())
+    _replace(model, norm, _remainder(norm))
+
+
+def _remainder(norm: _BatchNorm) -> nn.Module:
+    """What a batch norm does after it normalises: nothing, or what its child modules do."""
+    children = OrderedDict(norm.named_children())
+    return (nn.Sequential(children) if children else nn.Identity()).eval()
+
+
+def _does_more(norm: _BatchNorm, x: Tensor) -> bool:
+    """Whether a batch norm does more to its input than normalise it and run its children."""
+    plain = functional.batch_norm(
+        *(x, norm.running_mean, norm.running_var, norm.weight, norm.bias), eps=norm.eps
+    )
+    return not torch.equal(norm(x), _remainder(norm)(plain))
 
 
 def _affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 from safetensors.torch import save_file
 from torch import nn
@@ -31,6 +32,7 @@ from qubo_rounding.network import nearest_network, quantise
 from qubo_rounding.network import problems as network_problems
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.report import markdown_table, records_table
+from qubo_rounding.segmentation import dense_answer, evaluate_dense
 from qubo_rounding.solvers import make_solver
 from qubo_rounding.watch import watching
 
@@ -305,15 +307,26 @@ def _scores(
     """The scores that summary.json holds, null without images to judge by, and a table of all."""
     keys = ("top1", "top5", "agreement", "kl")
     table: list[dict[str, Any]] = [{"network": name} for name in ("float", *rounded)]
+    scores: dict[str, Any] = dict.fromkeys(("float_top1", "nearest_top1", *keys))
     if judges is None:
-        return dict.fromkeys(("float_top1", "nearest_top1", *keys)), table
-    float_logits = predict(network, judges, progress=True)
-    for row, model in zip(table, (None, *rounded.values()), strict=True):
-        logits = float_logits if model is None else predict(model, judges, progress=True)
-        judged = evaluate(logits, judges.labels, float_logits)
-        row |= {key: getattr(judged, key) for key in keys}
-    tops = {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
-    return tops | {key: table[-1][key] for key in keys}, table
+        return scores, table
+    models = (network, *rounded.values())
+    with torch.no_grad():
+        dense = dense_answer(network(next(iter(judges))[0][:1])) is not None
+    if dense:  # class folders name no pixels: the float network is the judge
+        keys = ("agreement", "float_iou", "kl")
+        pictures = [x for x, _ in judges]
+        for row, model in zip(table, models, strict=True):
+            judged = evaluate_dense(model, pictures, float_model=network, progress=True)
+            row |= {key: getattr(judged, key) for key in keys}
+    else:
+        float_logits = predict(network, judges, progress=True)
+        for row, model in zip(table, models, strict=True):
+            logits = float_logits if model is network else predict(model, judges, progress=True)
+            judged = evaluate(logits, judges.labels, float_logits)
+            row |= {key: getattr(judged, key) for key in keys}
+        scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
+    return scores | {key: table[-1][key] for key in keys}, table
 
 
 def _layer_bits(text: str) -> tuple[str, int]:

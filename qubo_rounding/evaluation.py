@@ -56,7 +56,10 @@ def predict(model: nn.Module, images: Iterable[Any], progress: bool = False) -> 
             answer = model(x.to(device))
             if not isinstance(answer, Tensor) or answer.ndim != 2:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-                raise ValueError(f"The model returns {shape}; a classifier's is (n, classes).")
+                raise ValueError(
+                    f"The model returns {shape}; a classifier's is (n, classes). "
+                    "Judge answers for every pixel with evaluate_dense."
+                )
             answers.append(answer.float().cpu())
     if not answers:
         raise ValueError("There are no images to predict.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qubo_rounding.batch_norm import fold_batch_norm
@@ -175,3 +176,40 @@ def test_efficientnet_folds_completely(efficientnet: tuple[nn.Module, Preprocess
     with torch.no_grad():
         expected, got = model(photographs), folded(photographs)
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+class NormThenActivation(nn.BatchNorm2d):
+    """A batch norm with the activation function inside, as timm has it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = F.batch_norm(
+            *(input, self.running_mean, self.running_var, self.weight, self.bias), eps=self.eps
+        )
+        return self.act(self.drop(x))
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    """One that does what no child module tells."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_an_activation_inside_of_a_batch_norm_stays() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), NormThenActivation(4)))
+    x = images(2, 2, 5, 5)
+    folded, kept = fold_batch_norm(model, x)
+    assert kept == {}
+    assert [type(child) for child in folded[1]] == [nn.Identity, nn.ReLU]
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_that_does_more_is_kept() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(2, 4, 3), DoubledNorm(4)))
+    folded, kept = fold_batch_norm(model, images(2, 2, 5, 5))
+    assert kept == {"1": "its forward does more than normalise and run its children"}
+    assert isinstance(folded[1], DoubledNorm)
