@@ -19,6 +19,8 @@ from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
 
 _NEVER = np.float32(1e38)  # gain of a flip that cannot be made
+_BLOCK = 64  # columns among which the lowest gain is sought at once
+_HIGHEST = np.int32(2**31 - 1)
 _NOISE = 1e-6  # in units of energy: what float32 leaves of a sum of gains
 
 
@@ -108,60 +110,107 @@ class Tabu(Solver):
 def _walk_rows(gram, slopes, steps, keys, flipped, kicks, moves, tenure):  # pyright: ignore
     """One walk of every row; flipped (r, d) tells which weights differ at its best levels.
 
-    Energies are told from the walk's beginning, the best levels so far: only less than that counts.
+    A flip's gain is twice[j] * slope[j] + own[j], of which the second part never changes; `gains`
+    has `offer` in its place, out of reach where a weight is fixed or tabu. Energies are told from
+    the walk's beginning, the best levels so far: only less than that counts.
     """
     d = len(gram)
-    diagonal, gains = np.diag(gram).copy(), np.empty(d, np.float32)
     now, until = np.empty(d, np.bool_), np.empty(d, np.int64)
+    # Four arrays: rows of one array would not be known to be contiguous, and take twice the time.
+    twice, own = np.empty(d, np.float32), np.empty(d, np.float32)
+    offer, gains = np.empty(d, np.float32), np.empty(d, np.float32)
+    tabu = np.empty(2 * tenure + 2, np.int64)
     for i in range(len(steps)):
-        slope, step = slopes[i], steps[i]
-        free = np.sum(step != 0)
+        slope, free = slopes[i], 0
+        for j in range(d):
+            step = steps[i, j]
+            twice[j], own[j] = np.float32(2) * step, step * step * gram[j, j]
+            offer[j] = own[j] if step != 0 else _NEVER
+            free += step != 0
         if free == 0:
             continue
         stay = min(tenure, free // 4)
         now[:] = False
-        until[:] = 0
-        energy, least = 0.0, 0.0
-        _flip_gains(slope, step, diagonal, gains)
+        count, energy, least = 0, 0.0, 0.0
+        _flip(gram[0], np.float32(0), slope, twice, offer, gains)
         for move in range(kicks + moves):
             bits = random_bits(keys[i], np.uint64(move))
             if move < kicks:
                 c = np.int64(bits % np.uint64(d))
-                if step[c] == 0:
+                if twice[c] == 0:
                     continue
             else:
-                c = _best_flip(gains, until, move, least - energy - _NOISE)
-            energy += gains[c]
+                needed = np.float32(least - energy - _NOISE)
+                c = _best_flip(slope, twice, own, gains, tabu[:count], needed)
+            energy += twice[c] * slope[c] + own[c]
             now[c] = not now[c]
             until[c] = move + 1 + stay + np.int64((bits >> np.uint64(32)) % np.uint64(stay + 1))
-            change = step[c]
-            for j in range(d):
-                slope[j] += change * gram[c, j]
-            step[c] = -change
-            _flip_gains(slope, step, diagonal, gains)
+            if offer[c] != _NEVER:
+                offer[c] = _NEVER
+                tabu[count] = c
+                count += 1
+            count = _let_go(tabu, count, until, move + 1, own, offer)
+            change = twice[c] / np.float32(2)
+            twice[c] = -twice[c]
+            _flip(gram[c], change, slope, twice, offer, gains)
             if energy < least - _NOISE:
                 least = energy
                 flipped[i] = now
 
 
 @numba.njit(cache=True, nogil=True)
-def _flip_gains(slope, step, diagonal, gains):  # pyright: ignore
-    for j in range(len(gains)):
-        gain = step[j] * (np.float32(2) * slope[j] + step[j] * diagonal[j])
-        gains[j] = gain if step[j] != 0 else _NEVER
+def _flip(column, change, slope, twice, offer, gains):  # pyright: ignore
+    """Slopes and gains on offer after a weight has changed."""
+    for j in range(len(slope)):
+        slope[j] += change * column[j]
+    for j in range(len(slope)):
+        gains[j] = twice[j] * slope[j] + offer[j]
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_flip(gains, until, move, needed):  # pyright: ignore
+def _best_flip(slope, twice, own, gains, tabu, needed):  # pyright: ignore
     """The column with the lowest gain that is not tabu or, better still, a tabu one below `needed`.
 
     At most half of the free weights are tabu, so there always is one.
     """
-    lowest, best, excused = np.float32(np.inf), 0, -1
-    for j in range(len(gains)):
-        if gains[j] < lowest:
-            if until[j] <= move:
-                lowest, best = gains[j], j
-            elif gains[j] < needed:
-                needed, excused = gains[j], j
-    return excused if excused >= 0 and gains[excused] < lowest else best
+    bits, first, lowest = gains.view(np.int32), 0, _HIGHEST
+    for begin in range(0, len(gains), _BLOCK):
+        of_block = _lowest_rank(bits[begin : begin + _BLOCK])
+        if of_block < lowest:
+            first, lowest = begin, of_block
+    best, least = first, gains[first]
+    for j in range(first + 1, min(first + _BLOCK, len(gains))):
+        if gains[j] < least:
+            best, least = j, gains[j]
+    for j in tabu:
+        gain = twice[j] * slope[j] + own[j]
+        if gain < needed and gain < least:
+            best, least = j, gain
+    return best
+
+
+@numba.njit(cache=True, nogil=True)
+def _lowest_rank(bits):  # pyright: ignore
+    """The least of float32 numbers, given and told by integers in the same order.
+
+    A minimum of integers is found in vector registers; one of floats, which may be NaN, is not.
+    """
+    lowest = _HIGHEST
+    for j in range(len(bits)):
+        rank = np.int32(bits[j] ^ ((bits[j] >> np.int32(31)) & _HIGHEST))
+        lowest = min(lowest, rank)
+    return lowest
+
+
+@numba.njit(cache=True, nogil=True)
+def _let_go(tabu, count, until, move, own, offer):  # pyright: ignore
+    """How many stay tabu when those are let go whose time is over."""
+    kept = 0
+    for k in range(count):
+        j = tabu[k]
+        if until[j] <= move:
+            offer[j] = own[j]
+        else:
+            tabu[kept] = j
+            kept += 1
+    return kept
