@@ -7,7 +7,7 @@ runs/kit_problems; problems of any width of weights are made from them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -34,6 +34,11 @@ from qubo_rounding.layers import matrix_of
 IMAGES = 256
 FOLDER = Path("runs/kit_problems")
 
+PROBLEM_NETWORKS = {
+    **NETWORKS,  # without a head, so that it has problems but no answers:
+    "resnet18_to_layer3": f"{Path(__file__).parent / 'kit_networks.py'}:resnet18_to_layer3",
+}
+
 
 @dataclass(frozen=True)
 class KitProblem:
@@ -52,6 +57,11 @@ class KitProblem:
     gram: Gram
     held_out: Gram
 
+    def rows(self, count: int) -> KitProblem:
+        """The same with no more than so many rows of each group."""
+        few = slice(0, count)
+        return replace(self, problem=self.problem.part(rows=few), weight=self.weight[:, few])
+
     def held_out_energy(self, levels: Tensor) -> Tensor:
         """(g, r) energy of levels (g, r, d) on the held-out photographs."""
         p = self.problem
@@ -63,15 +73,15 @@ class KitProblem:
         return bias_shift(self.weight, rounded, self.gram)
 
 
-def kit_problems(network: str, bits: int, widest: int) -> Iterator[KitProblem]:
-    """The problems of a network's layers with at most `widest` columns, in order of execution.
+def kit_problems(network: str, bits: int, widest: int, narrowest: int = 1) -> Iterator[KitProblem]:
+    """The problems of a network's layers with so many columns, in order of execution.
 
     Args:
-        network: one of judged_networks.NETWORKS.
+        network: one of PROBLEM_NETWORKS.
         bits: of the weights.
-        widest: largest d.
+        widest, narrowest: largest and smallest d.
     """
-    model, preprocessing = load_model(NETWORKS[network])
+    model, preprocessing = load_model(PROBLEM_NETWORKS[network])
     images = kit_folder() / "images"
     splits = {}
     for split in ("calibration", "validation"):
@@ -87,7 +97,7 @@ def kit_problems(network: str, bits: int, widest: int) -> Iterator[KitProblem]:
     layers = find_layers(folded).layers
     for name, gram in splits["calibration"].items():
         layer = layers[name]
-        if layer.d <= widest:
+        if narrowest <= layer.d <= widest:
             weight = matrix_of(folded, layer)
             problem, _ = layer_problem(layer, weight, gram, LayerSettings(bits=bits))
             yield KitProblem(name, problem, weight, gram, splits["validation"][name])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from qubo_rounding.relaxed.softening import RELAXATIONS, Relaxation
 from qubo_rounding.solvers.adaround import AdaRound
 from qubo_rounding.solvers.annealing import Annealing
+from qubo_rounding.solvers.auto import Auto
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
 from qubo_rounding.solvers.cross_entropy import CrossEntropy
 from qubo_rounding.solvers.descent import Descent
@@ -28,6 +29,7 @@ from qubo_rounding.solvers.tree_search import TreeSearch
 from qubo_rounding.specification import made_from
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
+    "auto": Auto,
     "nearest": Nearest,
     "stochastic": Stochastic,
     "gptq": Gptq,
@@ -76,6 +78,7 @@ __all__ = [
     "SOLVERS",
     "AdaRound",
     "Annealing",
+    "Auto",
     "BestOf",
     "CrossEntropy",
     "Descent",

@@ -1,0 +1,119 @@
+"""`auto` at every effort against AdaRound tuned layer by layer, on rows of 144 columns and more.
+
+    python -m analysis.benchmarks.auto_against_adaround     # 5 hours, 2 cores; resumes
+
+AdaRound runs 10,000 iterations on the Gram matrix at each of two learning rates and four weights of
+its regulariser; the run of least energy stands for it, with its own seconds, not those of all
+eight. No more than 64 rows a layer; energies relative to nearest rounding, also on as many
+photographs that nobody was calibrated on. Every fourth layer comes first, so that an early end
+still shows all depths. Writes results/auto_against_adaround.{csv,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from analysis.kit_problems import PROBLEM_NETWORKS, KitProblem, kit_problems
+from analysis.rows import RESULTS, append_row, read_rows, write_markdown
+from qubo_rounding import AdaRound, Annealing, Auto, Gptq, Solver, reuse_freed_memory
+from qubo_rounding.compare import run_solver
+
+PATH = RESULTS / "auto_against_adaround.csv"
+NARROWEST, WIDEST, ROWS, STRIDE = 144, 4608, 64, 4
+GRID = list(itertools.product((1e-2, 1e-3), (0.01, 0.1, 1.0, 10.0)))
+OURS: dict[str, Solver] = {
+    "gptq": Gptq(),
+    "annealing": Annealing(),
+    "fast": Auto("fast"),
+    "balanced": Auto("balanced"),
+    "best": Auto("best"),
+}
+
+
+def problems(networks: list[str], bits: list[int]) -> Iterator[tuple[str, int, KitProblem]]:
+    """Every fourth layer of everything first, then the others."""
+    for phase, its_bits, network in itertools.product(range(STRIDE), bits, networks):
+        of_network = kit_problems(network, its_bits, WIDEST, NARROWEST)
+        for problem in itertools.islice(of_network, phase, None, STRIDE):
+            yield network, its_bits, problem.rows(ROWS)
+
+
+def measure(networks: list[str], bits: list[int]) -> None:
+    """Run what is not in the CSV yet, and append it row by row."""
+    keys = ("network", "bits", "layer")
+    done = {tuple(row[key] for key in keys) for row in read_rows(PATH)}
+    for network, its_bits, problem in problems(networks, bits):
+        if (network, str(its_bits), problem.layer) in done:
+            continue
+        row: dict[str, Any] = dict(network=network, bits=its_bits, layer=problem.layer)
+        row |= dict(d=problem.problem.d, rows=problem.problem.g * problem.problem.r)
+        tuned = [(*_run(problem, AdaRound(lr=lr, lam=lam)), lr, lam) for lr, lam in GRID]
+        energy, held_out, seconds, lr, lam = min(tuned)
+        row |= {"adaround": energy, "adaround held out": held_out, "adaround seconds": seconds}
+        row |= {"lr": lr, "lam": lam}
+        for name, solver in OURS.items():
+            energy, held_out, seconds = _run(problem, solver)
+            row |= {name: energy, f"{name} held out": held_out, f"{name} seconds": seconds}
+        append_row(PATH, row)
+        print(row, flush=True)
+        render()
+
+
+def _run(problem: KitProblem, solver: Solver) -> tuple[float, float, float]:
+    """Energy and held-out energy relative to nearest, and seconds."""
+    posed = problem.problem
+    solution, seconds = run_solver(posed, solver)
+    nearest = posed.nearest()
+    energy = float(solution.energy.sum() / posed.energy(nearest).sum())
+    held_out = problem.held_out_energy(solution.levels).sum()
+    return energy, float(held_out / problem.held_out_energy(nearest).sum()), seconds
+
+
+def render() -> None:
+    """One line a layer, relative to AdaRound; the geometric means below."""
+    rows = read_rows(PATH)
+    table: list[dict[str, Any]] = []
+    for row in rows:
+        value = {key: float(row[key]) for key in row if key not in ("network", "layer")}
+        line: dict[str, Any] = {"network": row["network"], "bits": row["bits"]}
+        line |= {"layer": row["layer"], "d": int(row["d"]), "adaround": value["adaround"]}
+        line |= {name: value[name] / value["adaround"] for name in OURS}
+        line |= {
+            f"{name}, time": value[f"{name} seconds"] / value["adaround seconds"]
+            for name in ("fast", "balanced", "best")
+        }
+        line |= {
+            f"{name}, held out": value[f"{name} held out"] / value["adaround held out"]
+            for name in ("fast", "balanced", "best")
+        }
+        table.append(line)
+    numbers = [key for key in table[0] if key not in ("network", "bits", "layer", "d")]
+    mean: dict[str, Any] = {
+        "network": "geometric mean",
+        "bits": "",
+        "layer": f"{len(table)} layers",
+    }
+    mean |= {key: math.exp(sum(math.log(r[key]) for r in table) / len(table)) for key in numbers}
+    worst: dict[str, Any] = {"network": "largest", "bits": "", "layer": ""}
+    worst |= {key: max(r[key] for r in table) for key in numbers}
+    closing = (
+        "AdaRound relative to nearest rounding; everything else, energies, seconds and held-out "
+        "energies, relative to tuned AdaRound's."
+    )
+    write_markdown("auto_against_adaround", [*table, mean, worst], closing)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--networks", nargs="+", default=list(PROBLEM_NETWORKS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    options = parser.parse_args()
+    reuse_freed_memory()
+    measure(options.networks, options.bits)
+    render()
