@@ -70,11 +70,21 @@ class ActivationQuantiser(nn.Module):
 
     def quantise(self, x: Tensor) -> Tensor:
         """The values of x on the grid, shaped as x and of its dtype."""
+        if torch.onnx.is_in_onnx_export():
+            return self._in_operators_of_onnx(x)
         return _Quantise.apply(x, self.scale, self.zero_point, 2**self.bits - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `quantise`."""
         return self.quantise(x)
+
+    def _in_operators_of_onnx(self, x: Tensor) -> Tensor:
+        """The same by what an exporter knows: 8 bits, before them a clip to what fewer reach."""
+        scale, zero_point = float(self.scale), int(self.zero_point)
+        if self.bits < 8:
+            largest = 2**self.bits - 1
+            x = x.clamp(-zero_point * scale, (largest - zero_point) * scale)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
 
     def get_extra_state(self) -> Tensor:
         """The bits, which belong to the state: scale and zero point mean nothing without them."""

@@ -1,0 +1,47 @@
+"""What the commands have in common: options, and how errors are told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+SOLVER_HELP = "NAME[:key=value,...], such as annealing:sweeps=500,start=nearest"
+ModelSpec = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="efficientnet_lite0, torchvision:NAME, timm:NAME or path/to/file.py:function",
+    ),
+]
+Images = Annotated[
+    Path, typer.Option("--images", help="class folders, or a CSV with path and class_index")
+]
+Limit = Annotated[int | None, typer.Option(help="take this many images, spread evenly")]
+Bits = Annotated[int, typer.Option(help="bits a weight, 2 to 8")]
+Granularity = Annotated[
+    Literal["channel", "tensor"], typer.Option(help="one scale a channel or one a layer")
+]
+Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
+Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
+Seed = Annotated[int, typer.Option(help="same seed, same bits")]
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Bad input ends in one message and exit code 2, an interrupt in one and 130; no traceback."""
+
+    @functools.wraps(command)
+    def reporting(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("\nInterrupted. Files and layers already finished are kept.", err=True)
+            raise typer.Exit(130) from None
+
+    return reporting

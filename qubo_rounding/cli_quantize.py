@@ -1,0 +1,219 @@
+"""The command that rounds a whole network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qubo_rounding.activation_finish import ActivationFinish
+from qubo_rounding.atomic import atomic_path
+from qubo_rounding.cli_options import (
+    SOLVER_HELP,
+    Bias,
+    Bits,
+    Equalise,
+    Granularity,
+    Images,
+    Limit,
+    ModelSpec,
+    Seed,
+    reports_errors,
+)
+from qubo_rounding.evaluation import evaluate, predict
+from qubo_rounding.export import save_levels, write_encodings, write_onnx
+from qubo_rounding.imagenet import Images as ImageSet
+from qubo_rounding.imagenet import open_images
+from qubo_rounding.layer_problem import LayerSettings
+from qubo_rounding.methods import method_options
+from qubo_rounding.models import load_model
+from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
+from qubo_rounding.report import markdown_table
+from qubo_rounding.segmentation import dense_answer, evaluate_dense
+from qubo_rounding.solvers import make_solver
+
+
+class ExportFormat(StrEnum):
+    """What the rounded network can be written as, besides a state dict."""
+
+    ONNX = "onnx"
+    LEVELS = "levels"
+    ENCODINGS = "encodings"
+
+
+@reports_errors
+def quantize(
+    model: ModelSpec,
+    images: Images,
+    output: Annotated[Path, typer.Option("-o", "--output", help="run folder; resumes there")],
+    limit: Limit = None,
+    views: Annotated[
+        int, typer.Option(help="calibrate on each image and so many less one windows of it")
+    ] = 1,
+    eval_images: Annotated[
+        Path | None, typer.Option("--eval", help="labelled images to judge by, as --images")
+    ] = None,
+    bits: Bits = 4,
+    layer_bits: Annotated[
+        list[str] | None, typer.Option(help="other bits for one layer, LAYER=BITS; repeatable")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="leave a layer out; repeatable")] = None,
+    act_bits: Annotated[
+        int | None, typer.Option(help="bits of the activations, 2 to 8; without, they stay float")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help=f"{SOLVER_HELP}; annealing where nothing is given")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="instead of a solver: auto, or adaround, block or distil[:key=value,...]"
+        ),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="improve every layer behind its activation function")
+    ] = False,
+    scale_refits: Annotated[
+        int, typer.Option(help="rounds in which scales are refitted to a solver's levels")
+    ] = 0,
+    candidates: Annotated[
+        Literal["up_down", "free"], typer.Option(help="two levels a weight, or the whole grid")
+    ] = "up_down",
+    granularity: Granularity = "channel",
+    bias: Bias = "refit",
+    equalise: Equalise = False,
+    calibration: Annotated[
+        Literal["sequential", "independent"],
+        typer.Option(help="round on the inputs of the rounded network, or of the float one"),
+    ] = "sequential",
+    memory: Annotated[float, typer.Option(help="GiB for suspended forward passes")] = 4.0,
+    export: Annotated[
+        list[ExportFormat] | None,
+        typer.Option(help="write the rounded network in this format, too; repeatable"),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Round a whole network; the run folder receives its weights, layers and summary.json.
+
+    Example: qubo-rounding quantize efficientnet_lite0 --images photos/ --limit 256 -o runs/lite0
+    """
+    began = time.perf_counter()
+    if solver and method:
+        raise ValueError("give --solver or --method, not both.")
+    how: dict[str, Any] = (
+        method_options(method) if method else {"solver": make_solver(solver or "annealing")}
+    )
+    network, preprocessing = load_model(model)
+    loader = open_images(images, preprocessing, limit=limit).augmented(views, seed)
+    judges = None if eval_images is None else open_images(eval_images, preprocessing)
+    settings = LayerSettings(
+        bits=bits,
+        layer_bits=dict(_layer_bits(text) for text in layer_bits or []),
+        granularity=granularity,
+        bias=bias,
+        candidates=candidates,
+        scale_refits=scale_refits,
+        equalise=equalise,
+        act_bits=act_bits,
+    )
+    result = quantise(
+        network,
+        loader,
+        **how,
+        finish=ActivationFinish() if finish else None,
+        settings=settings,
+        calibration=calibration,
+        skip=skip or (),
+        run=output,
+        seed=seed,
+        memory=memory * 2**30,
+        progress=True,
+    )
+    with atomic_path(output / "model.safetensors") as temporary:
+        state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
+        save_file(state, temporary)
+    example = next(iter(loader))[0][:1]
+    exported = [_export(kind, output, result, settings, example) for kind in export or []]
+    nearest = nearest_network(network, example, result, settings)
+    summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges)
+    summary["seconds"] = time.perf_counter() - began
+    summary["layers"] = [asdict(record) for record in result.records]
+    summary["skipped"] = result.skipped
+    with atomic_path(output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    rows = [
+        {"layer": r.name, "energy / nearest": _ratio(r.energy, r.energy_nearest), "flips": r.flips}
+        for r in result.records
+    ]
+    typer.echo(markdown_table(rows) + "\n\n" + markdown_table(table))
+    typer.echo(f"{summary['seconds']:.0f} s")
+    files = [output / "summary.json", output / "model.safetensors", *exported]
+    typer.echo("\n" + "\n".join(f"{file}  {_size(file)}" for file in files))
+
+
+def _export(
+    kind: ExportFormat,
+    output: Path,
+    result: QuantisedNetwork,
+    settings: LayerSettings,
+    example: Tensor,
+) -> Path:
+    if kind is ExportFormat.ONNX:
+        return write_onnx(output / "model.onnx", result, settings, example)
+    if kind is ExportFormat.ENCODINGS:
+        return write_encodings(output / "model.encodings.json", result, settings)
+    path = output / "levels.safetensors"
+    save_levels(path, result, settings)
+    return path
+
+
+def _size(file: Path) -> str:
+    return f"{file.stat().st_size / 2**20:.2f} MiB"
+
+
+def _scores(
+    network: nn.Module, rounded: Mapping[str, nn.Module], judges: ImageSet | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores that summary.json holds, null without images to judge by, and a table of all."""
+    keys = ("top1", "top5", "agreement", "kl")
+    table: list[dict[str, Any]] = [{"network": name} for name in ("float", *rounded)]
+    scores: dict[str, Any] = dict.fromkeys(("float_top1", "nearest_top1", *keys))
+    if judges is None:
+        return scores, table
+    models = (network, *rounded.values())
+    with torch.no_grad():
+        dense = dense_answer(network(next(iter(judges))[0][:1])) is not None
+    if dense:  # class folders name no pixels: the float network is the judge
+        keys = ("agreement", "float_iou", "kl")
+        pictures = [x for x, _ in judges]
+        for row, model in zip(table, models, strict=True):
+            judged = evaluate_dense(model, pictures, float_model=network, progress=True)
+            row |= {key: getattr(judged, key) for key in keys}
+    else:
+        float_logits = predict(network, judges, progress=True)
+        for row, model in zip(table, models, strict=True):
+            logits = float_logits if model is network else predict(model, judges, progress=True)
+            judged = evaluate(logits, judges.labels, float_logits)
+            row |= {key: getattr(judged, key) for key in keys}
+        scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
+    return scores | {key: table[-1][key] for key in keys}, table
+
+
+def _layer_bits(text: str) -> tuple[str, int]:
+    name, equals, bits = text.rpartition("=")
+    if not equals or not bits.isdecimal():
+        raise ValueError(f"--layer-bits is {text!r}; give LAYER=BITS, such as _conv_stem=8.")
+    return name, int(bits)
+
+
+def _ratio(energy: float, yardstick: float) -> float | None:
+    return energy / yardstick if yardstick else None
