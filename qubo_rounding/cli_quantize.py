@@ -71,7 +71,7 @@ def quantize(
         int | None, typer.Option(help="bits of the activations, 2 to 8; without, they stay float")
     ] = None,
     solver: Annotated[
-        str | None, typer.Option(help=f"{SOLVER_HELP}; annealing where nothing is given")
+        str | None, typer.Option(help=f"{SOLVER_HELP}; auto:effort=fast where nothing is given")
     ] = None,
     method: Annotated[
         str | None,
@@ -110,7 +110,7 @@ def quantize(
     if solver and method:
         raise ValueError("give --solver or --method, not both.")
     how: dict[str, Any] = (
-        method_options(method) if method else {"solver": make_solver(solver or "annealing")}
+        {"solver": make_solver(solver)} if solver else method_options(method or "auto")
     )
     network, preprocessing = load_model(model)
     loader = open_images(images, preprocessing, limit=limit).augmented(views, seed)

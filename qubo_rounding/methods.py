@@ -10,7 +10,7 @@ from qubo_rounding.relaxed.reconstruction import (
     Distillation,
     Reconstruction,
 )
-from qubo_rounding.solvers import Annealing, make_relaxation, make_solver
+from qubo_rounding.solvers import Auto, make_relaxation, make_solver
 from qubo_rounding.specification import made_from
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -32,12 +32,12 @@ def method_options(text: str) -> dict[str, Any]:
 
     `adaround` is `Reconstruction`, `block` is `BlockReconstruction`, `distil` is `Distillation`,
     with their fields as keys (blocks by name with + between them, the whole network as `model`).
-    `auto` is one read of annealing on the Gram matrices: the lowest divergence for its time of all
-    that was measured.
+    `auto` is the solver `Auto("fast")` on the Gram matrices: the lowest divergence for its time of
+    all that was measured.
 
     Raises:
         ValueError: an unknown name or key, or a value that the method does not allow.
     """
     if text.strip() == "auto":
-        return {"solver": Annealing(sweeps=300, reads=1)}
+        return {"solver": Auto("fast")}
     return {"reconstruction": made_from(text, METHODS, "method", _NAMED, others=("auto",))}

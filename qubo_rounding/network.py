@@ -38,7 +38,7 @@ from qubo_rounding.rounders import (
     SolverRounder,
 )
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
-from qubo_rounding.solvers import Annealing, Solver
+from qubo_rounding.solvers import Annealing, Auto, Solver
 from qubo_rounding.statistics import Gram, collect_grams
 from qubo_rounding.watch import watching
 
@@ -87,7 +87,7 @@ def quantise(
     Args:
         model: any network in eval mode that maps one input tensor to outputs.
         loader: calibration batches: tensors, or tuples whose first element is the input.
-        solver: rounds each layer's problem; None is `Annealing()`.
+        solver: rounds each layer's problem; None is `Auto("fast")`.
         reconstruction: learns each layer's levels on its inputs instead, activation function
             included; sequential calibration only, and instead of a solver.
         finish: improves each layer's levels behind its activation function, after a solver or a
@@ -191,7 +191,7 @@ def _method(
             "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
             "for float inputs)."
         )
-    return reconstruction or solver or Annealing()
+    return reconstruction or solver or Auto("fast")
 
 
 def _rounder_on(

@@ -4,7 +4,7 @@
 
 AdaRound runs 10,000 iterations on the Gram matrix at each of two learning rates and four weights of
 its regulariser; the run of least energy stands for it, with its own seconds, not those of all
-eight. No more than 64 rows a layer; energies relative to nearest rounding, also on as many
+eight. No more than 32 rows a layer; energies relative to nearest rounding, also on as many
 photographs that nobody was calibrated on. Every fourth layer comes first, so that an early end
 still shows all depths. Writes results/auto_against_adaround.{csv,md}.
 """
@@ -23,7 +23,7 @@ from qubo_rounding import AdaRound, Annealing, Auto, Gptq, Solver, reuse_freed_m
 from qubo_rounding.compare import run_solver
 
 PATH = RESULTS / "auto_against_adaround.csv"
-NARROWEST, WIDEST, ROWS, STRIDE = 144, 4608, 64, 4
+NARROWEST, WIDEST, ROWS, STRIDE = 144, 4608, 32, 4
 GRID = list(itertools.product((1e-2, 1e-3), (0.01, 0.1, 1.0, 10.0)))
 OURS: dict[str, Solver] = {
     "gptq": Gptq(),
