@@ -1,4 +1,4 @@
-"""The command line: demo, problems, solve, compare, quantize."""
+"""The command line: demo, problems, solve, compare, quantize, report."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
+from qubo_rounding.page import write_page
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.report import markdown_table, records_table
 from qubo_rounding.solvers import make_solver
@@ -160,6 +161,23 @@ def split_solvers(text: str) -> list[str]:
 
 
 app.command()(quantize)
+
+
+@app.command()
+@reports_errors
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished quantize")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the page; RUN/report.html if not given")
+    ] = None,
+) -> None:
+    """Write one HTML page about a run: tables that sort, and pictures.
+
+    Example: qubo-rounding report runs/lite0
+    """
+    if output and not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
+    typer.echo(write_page(run, output))
 
 
 def main() -> None:

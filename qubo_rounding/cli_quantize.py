@@ -29,6 +29,7 @@ from qubo_rounding.cli_options import (
     Seed,
     reports_errors,
 )
+from qubo_rounding.compare import provenance
 from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
 from qubo_rounding.imagenet import Images as ImageSet
@@ -40,6 +41,8 @@ from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
 from qubo_rounding.report import markdown_table
 from qubo_rounding.segmentation import dense_answer, evaluate_dense
 from qubo_rounding.solvers import make_solver
+
+_NOT_PRINTED = ("images", "top1_interval")
 
 
 class ExportFormat(StrEnum):
@@ -145,6 +148,14 @@ def quantize(
     exported = [_export(kind, output, result, settings, example) for kind in export or []]
     nearest = nearest_network(network, example, result, settings)
     summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges)
+    summary |= {"model": model, "networks": table, "provenance": provenance()}
+    summary["arguments"] = {
+        "images": len(loader),
+        "method": method or solver or "auto",
+        "settings": repr(settings),
+        "calibration": calibration,
+        "seed": seed,
+    }
     summary["seconds"] = time.perf_counter() - began
     summary["layers"] = [asdict(record) for record in result.records]
     summary["skipped"] = result.skipped
@@ -154,7 +165,8 @@ def quantize(
         {"layer": r.name, "energy / nearest": _ratio(r.energy, r.energy_nearest), "flips": r.flips}
         for r in result.records
     ]
-    typer.echo(markdown_table(rows) + "\n\n" + markdown_table(table))
+    scores = [{k: v for k, v in row.items() if k not in _NOT_PRINTED} for row in table]
+    typer.echo(markdown_table(rows) + "\n\n" + markdown_table(scores))
     typer.echo(f"{summary['seconds']:.0f} s")
     files = [output / "summary.json", output / "model.safetensors", *exported]
     typer.echo("\n" + "\n".join(f"{file}  {_size(file)}" for file in files))
@@ -203,7 +215,7 @@ def _scores(
         for row, model in zip(table, models, strict=True):
             logits = float_logits if model is network else predict(model, judges, progress=True)
             judged = evaluate(logits, judges.labels, float_logits)
-            row |= {key: getattr(judged, key) for key in keys}
+            row |= {key: getattr(judged, key) for key in (*keys, *_NOT_PRINTED)}
         scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
     return scores | {key: table[-1][key] for key in keys}, table
 

@@ -24,7 +24,7 @@ from qubo_rounding.compare import read_records
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.testing import random_problem
 
-COMMANDS = ("demo", "problems", "solve", "compare", "quantize")
+COMMANDS = ("demo", "problems", "solve", "compare", "quantize", "report")
 REPOSITORY = Path(__file__).resolve().parent.parent
 NETWORK = """
 import sys
@@ -214,6 +214,25 @@ def test_quantize_writes_weights_and_a_summary(
         assert layer["solver"].startswith("Descent(")
     weights = load_file(folder / "model.safetensors")
     assert all(len(row.unique()) <= 8 for row in weights["head.weight"])
+
+
+def test_quantize_exports_and_report_writes_a_page(
+    network: str, photographs: Path, labelled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    formats = ("--export", "levels", "--export", "encodings")
+    data = ("--images", photographs, "--eval", labelled)
+    output_of("quantize", network, *data, "--solver", "gptq", *formats, "-o", folder)
+    weights = (folder / "model.safetensors").stat().st_size
+    assert (folder / "levels.safetensors").stat().st_size > 0
+    assert weights > 0
+    assert "param_encodings" in json.loads((folder / "model.encodings.json").read_text())
+    told = output_of("report", folder)
+    assert told.strip() == str(folder / "report.html")
+    assert "stem" in (folder / "report.html").read_text()
+    output_of("report", folder, "-o", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == (folder / "report.html").read_text()
+    assert "no summary.json" in refused("report", tmp_path)
 
 
 def test_without_eval_the_scores_are_null(network: str, photographs: Path, tmp_path: Path) -> None:
