@@ -22,6 +22,7 @@ from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure
 from qubo_rounding.run_figures import effort_figure, width_figure
 from qubo_rounding.run_folder import LayerRecord
 
+_READABLE = 60  # pixels an inch of a picture on small screens, which scroll it
 _PERCENT = ("top1", "top5", "agreement", "float_iou")
 
 
@@ -152,9 +153,7 @@ def _table(
 ) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [column for column in columns if not column.endswith("_interval")]
-    heads = "".join(
-        f'<th scope="col"><button>{html.escape(column)}</button></th>' for column in columns
-    )
+    heads = "".join(_head(column, [row.get(column) for row in rows]) for column in columns)
     lines = [
         "<tr>" + "".join(_cell(row.get(key), key in percent) for key in columns) + "</tr>"
         for row in rows
@@ -163,6 +162,13 @@ def _table(
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _head(column: str, values: Sequence[Any]) -> str:
+    known = [value for value in values if value is not None]
+    numbers = bool(known) and all(isinstance(value, (int, float)) for value in known)
+    kind = ' class="number"' if numbers else ""
+    return f'<th scope="col"{kind}><button>{html.escape(column)}</button></th>'
 
 
 def _cell(value: Any, percent: bool) -> str:
@@ -181,7 +187,8 @@ def _picture(title: str, figure: Figure) -> str:
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue().encode()).decode()
-    name = html.escape(title)
-    return (
-        f'<h2>{name}</h2><figure><img alt="{name}" src="data:image/svg+xml;base64,{data}"></figure>'
+    name, least = html.escape(title), round(_READABLE * figure.get_figwidth())
+    image = (
+        f'<img alt="{name}" style="min-width: {least}px" src="data:image/svg+xml;base64,{data}">'
     )
+    return f"<h2>{name}</h2><figure>{image}</figure>"
