@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -117,6 +118,7 @@ def quantise(
     settings = settings or LayerSettings()
     method = _method(solver, reconstruction, finish, calibration, settings.act_bits is not None)
     _check_calibration(calibration, grams, held_out)
+    _check_arguments(method, layers, skip, seed, memory)
     stream = input_batches(loader)
     first = next(stream)
     plan = plan_rounding(model, first, layers, skip, settings)
@@ -230,6 +232,23 @@ def _check_calibration(calibration: str, grams: object, held_out: object) -> Non
             "sequential calibration collects its Grams as the network is rounded; give batches, "
             "or choose calibration='independent' for Grams collected before."
         )
+
+
+def _check_arguments(
+    method: object, layers: object, skip: object, seed: object, memory: float
+) -> None:
+    if not isinstance(method, (Solver, Reconstruction)):
+        raise ValueError(
+            f"the solver is {method!r}; give an object such as Annealing(), or what "
+            "make_solver('annealing') gives."
+        )
+    for name, names in (("layers", layers), ("skip", skip)):
+        if isinstance(names, str):
+            raise ValueError(f"{name} is {names!r}; give a list of names.")
+    if type(seed) is not int:
+        raise ValueError(f"seed is {seed!r}; give a whole number.")
+    if not 0 < memory < math.inf:
+        raise ValueError(f"memory is {memory}; give a positive number of bytes.")
 
 
 @dataclass(frozen=True)

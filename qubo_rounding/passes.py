@@ -271,8 +271,10 @@ def check_eval_mode(model: nn.Module) -> None:
 
     Raises:
         ValueError: a module is in training mode, where dropout would make noise and batch norm
-            would change the model.
+            would change the model; or it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"The model is {model!r}; give an nn.Module, such as load_model gives.")
     for name, module in model.named_modules():
         if module.training:
             where = f"Module {name!r}" if name else "The model"
@@ -286,8 +288,10 @@ def input_batches(loader: Iterable[Any]) -> Iterator[Tensor]:
         loader: gives tensors, or tuples or lists that begin with a tensor.
 
     Raises:
-        ValueError: a batch is neither, or there is no batch at all.
+        ValueError: a batch is neither or has no samples, or there is no batch at all.
     """
+    if not isinstance(loader, Iterable):
+        raise ValueError(f"The loader is {loader!r}; give batches, such as open_images gives.")
     number = -1
     for number, batch in enumerate(loader):
         images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
@@ -295,6 +299,11 @@ def input_batches(loader: Iterable[Any]) -> Iterator[Tensor]:
             raise ValueError(
                 f"Batch {number} of the loader is a {type(batch).__name__}. Give tensors, or "
                 "tuples or lists whose first element is the model's input tensor."
+            )
+        if images.ndim == 0 or len(images) == 0:
+            raise ValueError(
+                f"Batch {number} of the loader has shape {tuple(images.shape)}, no samples. Give "
+                "batches of at least one."
             )
         yield images
     if number < 0:

@@ -72,8 +72,17 @@ def prepared(
         model: in eval mode; it stays as it is.
         batch: one batch of inputs.
         settings: whether channels are equalised.
+
+    Raises:
+        ValueError: the network does not take such a batch.
     """
-    folded, unfolded = fold_batch_norm(model, batch)
+    try:
+        folded, unfolded = fold_batch_norm(model, batch)
+    except RuntimeError as error:  # what torch raises for shapes and types that do not fit
+        raise ValueError(
+            f"the network does not take a batch of shape {tuple(batch.shape)} and {batch.dtype}: "
+            f"{error}. Give inputs of the size and type that it was made for."
+        ) from error
     return (equalise(folded, batch).model if settings.equalise else folded), unfolded
 
 

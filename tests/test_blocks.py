@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import batches
 from torch import Tensor, nn
 
 from qubo_rounding import LayerSettings, evaluate, fold_batch_norm, predict, quantise
@@ -17,7 +18,6 @@ from qubo_rounding.relaxed.blocks import Block, find_blocks
 from qubo_rounding.relaxed.fisher import fisher_information
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction
 from qubo_rounding.solvers import Gptq
-from tests.networks import batches
 
 
 class Unit(nn.Module):

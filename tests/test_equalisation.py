@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import batches, residual
 from torch import Tensor, nn
 
 import qubo_rounding as qr
@@ -13,7 +14,6 @@ from qubo_rounding.channel_links import find_links
 from qubo_rounding.equalisation import ChannelClip, equalise
 from qubo_rounding.layers import find_layers, matrix_of
 from qubo_rounding.relaxed.activations import calibrate_activations
-from tests.networks import batches, residual
 
 
 class Clipped(nn.Module):

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import batches, residual
 from safetensors import safe_open
+from test_equalisation import clipped, uneven
 from torch import Tensor, nn
 
 import qubo_rounding as qr
 from qubo_rounding.export import load_levels, save_levels, write_encodings, write_onnx
 from qubo_rounding.export.levels import pack, packed_size, unpack
 from qubo_rounding.layers import find_layers, matrix_of
-from tests.networks import batches, residual
-from tests.test_equalisation import clipped, uneven
 
 SETTINGS = {
     "4 bits": qr.LayerSettings(),

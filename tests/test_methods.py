@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import LAYERS, batches, residual
 from torch import Tensor, nn
 
 from qubo_rounding import Annealing, Gptq, LayerSettings, Nearest, evaluate, predict, quantise
@@ -18,7 +19,6 @@ from qubo_rounding.methods import method_options
 from qubo_rounding.network import nearest_network
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Distillation, Reconstruction
 from qubo_rounding.relaxed.softening import PlainSigmoid
-from tests.networks import LAYERS, batches, residual
 from tests.test_network import same_bits
 
 QUICK = Reconstruction(iterations=200, lr=2e-2, lam=1.0, normalise=True, batch=8)

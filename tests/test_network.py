@@ -20,6 +20,7 @@ from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, problems, quantise
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers import (
+    Annealing,
     Descent,
     Enumeration,
     FirstThatAccepts,
@@ -422,3 +423,26 @@ def test_problems_are_those_that_independent_rounding_solves() -> None:
     assert list(posed) == LAYERS
     for name, layer in result.layers.items():
         assert float(posed[name].energy(layer.levels).sum()) == layer.record.energy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": None}, "give an nn.Module"),
+        ({"loader": None}, "give batches"),
+        ({"loader": [torch.zeros(0, 3, 8, 8)]}, "no samples"),
+        ({"loader": [torch.zeros(2, 5, 8, 8)]}, r"does not take a batch of shape \(2, 5, 8, 8\)"),
+        ({"loader": [torch.zeros(2, 3, 8, 8, dtype=torch.uint8)]}, "torch.uint8"),
+        ({"solver": "annealing"}, "make_solver"),
+        ({"solver": Annealing}, "give an object such as"),
+        ({"layers": "head"}, "give a list of names"),
+        ({"skip": "head"}, "give a list of names"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"memory": -1.0}, "memory is -1"),
+        ({"memory": float("nan")}, "memory is nan"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_sentence(arguments: dict, message: str) -> None:
+    given = {"model": residual(), "loader": batches(), "solver": Nearest()} | arguments
+    with pytest.raises(ValueError, match=message):
+        quantise(given.pop("model"), given.pop("loader"), **given)

@@ -532,3 +532,20 @@ def test_rows_that_nothing_flows_into_reach_no_sampler() -> None:
     solution = make_solver("dwave_annealing:reads=1,sweeps=20").solve(dead)  # would warn
     assert torch.equal(solution.levels[1], dead.nearest()[1])
     assert not solution.energy[1].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (Annealing, "sweeps"),
+        (Annealing, "reads"),
+        (AdaRound, "iterations"),
+        (Enumeration, "max_assignments"),
+        (Stochastic, "draws"),
+        (Descent, "max_sweeps"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, 1.5, True, "3", None])
+def test_counts_are_whole_numbers(kind: type[Solver], field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} is .*; give a whole number, at least 1"):
+        kind(**{field: value})

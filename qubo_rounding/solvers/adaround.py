@@ -13,7 +13,7 @@ from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.choices import Choices, choices_of
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
 from qubo_rounding.solvers.best_levels import BestLevels
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 
@@ -50,8 +50,7 @@ class AdaRound(Solver):
     relaxation: Relaxation = field(default_factory=RectifiedSigmoid)
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}; give at least 1.")
+        check_whole(1, iterations=self.iterations)
         if not (0 < self.lr < math.inf and 0 <= self.lam < math.inf):
             raise ValueError(f"lr is {self.lr} and lam {self.lam}; give lr > 0 and lam >= 0.")
 

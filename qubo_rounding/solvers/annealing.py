@@ -14,7 +14,7 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 _BLOCK = 64  # columns of the Gram matrix that stay in cache while all rows of a tile pass over them
@@ -48,10 +48,7 @@ class Annealing(Solver):
     cold: float = 0.003
 
     def __post_init__(self) -> None:
-        if self.sweeps < 1 or self.reads < 1:
-            raise ValueError(
-                f"sweeps is {self.sweeps} and reads is {self.reads}; give at least 1 of each."
-            )
+        check_whole(1, sweeps=self.sweeps, reads=self.reads)
         if not 0 < self.cold <= self.hot < np.inf:
             raise ValueError(f"give 0 < cold <= hot; they are {self.cold} and {self.hot}.")
 

@@ -12,7 +12,7 @@ from qubo_rounding.row_batches import row_batches
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 _NUMBERS_AT_ONCE = 2**22  # errors of all samples of a batch: 16 MiB, random numbers twice that
@@ -50,10 +50,7 @@ class CrossEntropy(Solver):
     elite: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.iterations < 1:
-            raise ValueError(
-                f"samples is {self.samples} and iterations {self.iterations}; give at least 1."
-            )
+        check_whole(1, samples=self.samples, iterations=self.iterations)
         if not (0 < self.smoothing <= 1 and 0 < self.elite <= 1):
             raise ValueError(
                 f"smoothing is {self.smoothing} and elite {self.elite}; give shares in (0, 1]."

@@ -11,7 +11,7 @@ import torch
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.gptq import Gptq
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 
@@ -33,8 +33,7 @@ class Descent(Solver):
     max_sweeps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.max_sweeps < 1:
-            raise ValueError(f"max_sweeps is {self.max_sweeps}; give at least 1.")
+        check_whole(1, max_sweeps=self.max_sweeps)
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Whatever the start refuses."""

@@ -18,7 +18,7 @@ from qubo_rounding.qubo.bqm import (
     to_bqm,
 )
 from qubo_rounding.solvers.random_numbers import stream_keys
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 
@@ -93,29 +93,23 @@ class DimodSampler(Solver):
 
 def dwave_annealing(reads: int = 10, sweeps: int = 1000) -> DimodSampler:
     """dwave-samplers' simulated annealing (C++)."""
-    _check_positive(reads=reads, sweeps=sweeps)
+    check_whole(1, reads=reads, sweeps=sweeps)
     return DimodSampler(SimulatedAnnealingSampler(), {"num_reads": reads, "num_sweeps": sweeps})
 
 
 def dwave_tabu(reads: int = 1, milliseconds: int = 100) -> DimodSampler:
     """dwave-samplers' tabu search (C++); ends by its clock, so its bits depend on the machine."""
-    _check_positive(reads=reads, milliseconds=milliseconds)
+    check_whole(1, reads=reads, milliseconds=milliseconds)
     return DimodSampler(TabuSampler(), {"num_reads": reads, "timeout": milliseconds})
 
 
 def dwave_descent(reads: int = 100) -> DimodSampler:
     """dwave-samplers' steepest descent (C++) from random starts."""
-    _check_positive(reads=reads)
+    check_whole(1, reads=reads)
     return DimodSampler(SteepestDescentSampler(), {"num_reads": reads})
 
 
 def dimod_exact(max_variables: int = 18) -> DimodSampler:
     """Brute force by dimod; numpy, all samples in memory at once."""
-    _check_positive(max_variables=max_variables)
+    check_whole(1, max_variables=max_variables)
     return DimodSampler(dimod.ExactSolver(), exact=True, max_variables=max_variables)
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:  # the tabu sampler takes a negative time for no limit and never ends
-            raise ValueError(f"{name} is {number}; give at least 1.")

@@ -10,7 +10,7 @@ import torch
 
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Enumeration(Solver):
     max_assignments: int = 2**24
 
     def __post_init__(self) -> None:
-        if self.max_assignments < 1:
-            raise ValueError(f"max_assignments is {self.max_assignments}; give at least 1.")
+        check_whole(1, max_assignments=self.max_assignments)
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Too many assignments in some row?"""

@@ -15,6 +15,7 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq, nearest_plane
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
+from qubo_rounding.solvers.solver import check_whole
 from qubo_rounding.solvers.triangular import Triangular, TriangularSolver
 from qubo_rounding.watch import watched
 
@@ -50,7 +51,8 @@ class KBest(TriangularSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts("width", self.width, self.children)
+        check_whole(1, width=self.width)
+        check_whole(2, children=self.children)
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The best path of every row; the seed is not used."""
@@ -96,7 +98,8 @@ class Klein(TriangularSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts("samples", self.samples, self.children)
+        check_whole(1, samples=self.samples)
+        check_whole(2, children=self.children)
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; give a positive number.")
 
@@ -117,13 +120,6 @@ class Klein(TriangularSolver):
             return _walk(form, self.samples, self.children, drawn)
 
         return _improve_nearest_plane(self, problem, self.samples, walk)
-
-
-def _check_counts(name: str, count: int, children: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} is {count}; give at least 1.")
-    if children < 2:
-        raise ValueError(f"children is {children}; give at least 2.")
 
 
 def _improve_nearest_plane(

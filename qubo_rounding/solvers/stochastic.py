@@ -9,7 +9,7 @@ import torch
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 
@@ -28,8 +28,7 @@ class Stochastic(Solver):
     draws: int = 100
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; give at least 1.")
+        check_whole(1, draws=self.draws)
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The levels of the best draw of every row."""

@@ -15,7 +15,7 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.watch import watched
 
 _NEVER = np.float32(1e38)  # gain of a flip that cannot be made
@@ -55,11 +55,8 @@ class Tabu(Solver):
     kick: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.moves < 1 or self.tenure < 0:
-            raise ValueError(
-                f"rounds is {self.rounds}, moves {self.moves} and tenure {self.tenure}; "
-                "give at least 1, 1 and 0."
-            )
+        check_whole(1, rounds=self.rounds, moves=self.moves)
+        check_whole(0, tenure=self.tenure)
         if not 0 <= self.kick <= 1:
             raise ValueError(f"kick is {self.kick}; give a share in [0, 1].")
 

@@ -19,7 +19,7 @@ from qubo_rounding.solvers.depth_first import Tree, grow_tree, restart, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.nearest import Nearest
-from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.solver import Solver, check_whole
 from qubo_rounding.solvers.tabu import Tabu
 from qubo_rounding.watch import alarm
 
@@ -71,8 +71,7 @@ class TreeSearch(Solver):
     start: Solver = field(default_factory=_default_start)
 
     def __post_init__(self) -> None:
-        if self.max_nodes < 1:
-            raise ValueError(f"max_nodes is {self.max_nodes}; give at least 1.")
+        check_whole(1, max_nodes=self.max_nodes)
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Not convex and with more than two levels somewhere? Or what the start refuses."""
