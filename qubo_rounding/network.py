@@ -247,8 +247,8 @@ def _check_arguments(
             raise ValueError(f"{name} is {names!r}; give a list of names.")
     if type(seed) is not int:
         raise ValueError(f"seed is {seed!r}; give a whole number.")
-    if not 0 < memory < math.inf:
-        raise ValueError(f"memory is {memory}; give a positive number of bytes.")
+    if not 0 <= memory < math.inf:
+        raise ValueError(f"memory is {memory}; give a number of bytes, 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from qubo_rounding.relaxed.block_objective import block_call
 from qubo_rounding.relaxed.blocks import Block, find_blocks
 from qubo_rounding.relaxed.fisher import fisher_information
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction
-from qubo_rounding.solvers import Gptq
+from qubo_rounding.solvers import Annealing, Gptq
 
 
 class Unit(nn.Module):
@@ -174,7 +174,7 @@ def divergence(model: nn.Module, data: list[Tensor], **options: Any) -> tuple[fl
 )
 def test_blocks_do_not_leave_the_network_worse(method: BlockReconstruction) -> None:
     data = batches(4, size=8)
-    before, start = divergence(blocky(), data, solver=method.start or None)
+    before, start = divergence(blocky(), data, solver=method.start or Annealing())
     after, result = divergence(blocky(), data, reconstruction=method)
     assert list(result.layers) == list(start.layers)
     if method.divergence == "kl":  # it keeps the levels it had where it finds none better

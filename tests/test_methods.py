@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from networks import LAYERS, batches, residual
 from torch import Tensor, nn
 
-from qubo_rounding import Annealing, Gptq, LayerSettings, Nearest, evaluate, predict, quantise
+from qubo_rounding import Annealing, Auto, Gptq, LayerSettings, Nearest, evaluate, predict, quantise
 from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.methods import method_options
@@ -209,7 +209,7 @@ def test_methods_have_names() -> None:
     whole = BlockReconstruction(blocks=("",), divergence="kl")
     assert method_options("block:blocks=model,divergence=kl") == {"reconstruction": whole}
     assert method_options("distil:iterations=9") == {"reconstruction": Distillation(iterations=9)}
-    assert method_options("auto") == {"solver": Annealing(sweeps=300, reads=1)}
+    assert method_options("auto") == {"solver": Auto("fast")}
 
 
 @pytest.mark.parametrize(

@@ -499,7 +499,7 @@ def test_a_solver_is_made_from_text(text: str, solver: Solver) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no solver ''; there are nearest"),
+        ("", "there is no solver ''; there are auto, nearest"),
         ("anealing", "there is no solver 'anealing'"),
         ("nearest:draws=3", "'draws=3' is no option of nearest.*it has no options"),
         ("annealing:sweep=3", "'sweep=3' is no option of annealing.*sweeps, reads, start"),
