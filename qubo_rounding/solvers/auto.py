@@ -36,8 +36,8 @@ class _Plan:
     sweeps: int
 
 
-# analysis/results/auto_against_adaround.md has the measurements. Steep and flat spectra need no
-# lines of their own: iterated tabu search is best on both, K-best starts help it where it is steep.
+# analysis/benchmarks/auto_against_adaround.py measures it. Steep and flat spectra need no lines of
+# their own: iterated tabu search is best on both, K-best starts help it where it is steep.
 PLANS = {
     "fast": _Plan(provable=0, start=Gptq(), rounds=2, sweeps=100),
     "balanced": _Plan(provable=32, start=Gptq(), rounds=20, sweeps=1000),
@@ -57,8 +57,8 @@ class Auto(Solver):
     tells the choice.
 
     Args:
-        effort: "fast", about a fiftieth of the time of 10,000 AdaRound iterations; "balanced", a
-            tenth; "best", the same time.
+        effort: "fast" is for whole networks; "balanced" proves rows of up to 32 weights and
+            searches wide ones ten times as long; "best" proves up to 80, five times as long again.
     """
 
     effort: Literal["fast", "balanced", "best"] = "balanced"
