@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.passes import call_arguments
 
@@ -78,7 +78,7 @@ class _LayerOutput:
     tensor: Tensor
 
 
-class _Flow(TorchFunctionMode):
+class _Flow(FunctionWatch):
     """Records which tensors the layers make, who uses them, and what batch norms receive."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
@@ -88,14 +88,10 @@ class _Flow(TorchFunctionMode):
         self.uses: Counter[int] = Counter()
         self.norm_inputs: dict[int, list[Tensor]] = defaultdict(list)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         result = func(*args, **kwargs)
         if func not in METADATA:
             self.mark_as_used((args, kwargs))

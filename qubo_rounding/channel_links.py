@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from qubo_rounding.batch_norm import METADATA, tensors_in
 from qubo_rounding.following import ACTIVATIONS, activation_of
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.passes import call_arguments
 
@@ -78,7 +78,7 @@ class _Trace:
     spoilt: bool = False
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(FunctionWatch):
     """Follows every layer's output, through what lets factors pass, to the layer that takes it."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
@@ -106,14 +106,10 @@ class _Watch(TorchFunctionMode):
         if trace is not None and math.isinf(trace.limit) and not trace.used:
             trace.clip = name
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         traces = [] if func in METADATA else self._traced((args, kwargs))
         result = func(*args, **kwargs)
         for trace in traces:

@@ -6,7 +6,7 @@ network applies. That is watched in a forward pass, whatever module or function 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from qubo_rounding.batch_norm import METADATA, tensors_in
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer, weight_of
 from qubo_rounding.passes import LayerCall, call_arguments
 
@@ -137,7 +137,7 @@ class _Trace:
     used: bool = False
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(FunctionWatch):
     """Follows every layer's output to its first use."""
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
@@ -157,14 +157,10 @@ class _Watch(TorchFunctionMode):
         for trace in self._traced(value):
             self._barred |= trace.layers
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         traced = [] if func in METADATA else self._traced((args, kwargs))
         result = func(*args, **kwargs)
         if traced:
@@ -234,7 +230,7 @@ class _Reached(BaseException):  # no `except Exception` of a model swallows it
     """The activation function is reached; the rest of the pass is not wanted."""
 
 
-class _Capture(TorchFunctionMode):
+class _Capture(FunctionWatch):
     """Records a layer's first call and what is added to its output."""
 
     def __init__(self, weight: Tensor, layer: Layer, following: Following) -> None:
@@ -244,14 +240,10 @@ class _Capture(TorchFunctionMode):
         self.call: LayerCall | None = None
         self.added: Tensor | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         seen = self._total is not None and any(x is self._total for x in args)
         if seen and func in ACTIVATIONS:
             raise _Reached

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Kind, Layer, weight_of
 
 CALL_KINDS: dict[Callable[..., Tensor], Kind] = {
@@ -84,7 +84,7 @@ def call_arguments(function: Callable[..., Any], args: Sequence, kwargs: Mapping
     return {**parameters, **dict(zip(parameters, args, strict=False)), **kwargs}
 
 
-class LayerTap(TorchFunctionMode):
+class LayerTap(FunctionWatch):
     """A context in which `on_call` receives every LayerCall of a model before it executes.
 
     Args:
@@ -109,14 +109,10 @@ class LayerTap(TorchFunctionMode):
         self._weights = {id(weight): (weight, layer) for weight, layer in pairs}
         self._on_call = on_call
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         arguments = call_arguments(func, args, kwargs)
         if arguments and id(arguments["weight"]) in self._weights:
             _, layer = self._weights[id(arguments["weight"])]

@@ -7,15 +7,15 @@ depend on data.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from qubo_rounding.batch_norm import tensors_in
+from qubo_rounding.function_watch import FunctionWatch
 
 Visit = Callable[[str, Tensor], Tensor]
 
@@ -83,7 +83,7 @@ class Course:
     calls: Mapping[str, tuple[tuple[int, int], ...]]
 
 
-class Walk(TorchFunctionMode):
+class Walk(FunctionWatch):
     """One pass along a course, or along one module's part of it, that shows every site.
 
     Args:
@@ -117,14 +117,10 @@ class Walk(TorchFunctionMode):
         with self:
             return forward(*args, **kwargs)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         result = func(*args, **kwargs)
         name, value = operation_name(func), computed(result)
         if value is None or only_moves(name, (args, kwargs)):

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from qubo_rounding.batch_norm import tensors_in
 from qubo_rounding.following import ACTIVATIONS
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.passes import CALL_KINDS
 from qubo_rounding.relaxed.activation_course import (
     MAKES,
@@ -139,7 +139,7 @@ class _Step:
         return False
 
 
-class _Record(TorchFunctionMode):
+class _Record(FunctionWatch):
     """Records the operations on what follows from the network's input.
 
     An in-place operation's result is handed on as an alias: so its uses can be told from those of
@@ -198,14 +198,10 @@ class _Record(TorchFunctionMode):
         calls = {name: tuple(spans) for name, spans in self._calls.items()}
         return Course(tuple(self._operations), sites, calls)
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
+        """See `FunctionWatch.observe`."""
         result = func(*args, **kwargs)
         name = operation_name(func)
         values = args[0] if name == "setitem" else result

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from qubo_rounding.following import Following, addends, find_following
+from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer
 
 
@@ -83,7 +83,7 @@ def _lies_in(layer: str, module: str) -> bool:
     return module in ("", layer) or layer.startswith(module + ".")
 
 
-class _Calls(TorchFunctionMode):
+class _Calls(FunctionWatch):
     """How modules are called in a pass, and which of them add tensors in their own forward."""
 
     def __init__(self) -> None:
@@ -109,16 +109,13 @@ class _Calls(TorchFunctionMode):
             for hook in hooks:
                 hook.remove()
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def observe(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        if self._stack and addends(func, args, kwargs or {}):
+        """See `FunctionWatch.observe`."""
+        if self._stack and addends(func, args, kwargs):
             self.adding.add(self._stack[-1])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     def _entering(self, name: str) -> Any:
         return lambda *_: self._stack.append(name)
