@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def find_links(model: nn.Module, batch: Tensor) -> list[Link]:
     """
     layers = find_layers(model).layers
     watch = _Watch(model, layers)
-    with torch.no_grad(), watch.hooks(), watch:
+    with torch.no_grad(), _noticing_identities(model, watch.pass_identity), watch:
         watch.spoil(model(batch))
     links = []
     for trace, second in watch.met:
@@ -68,14 +68,22 @@ def find_links(model: nn.Module, batch: Tensor) -> list[Link]:
 
 @dataclass
 class _Trace:
-    """One layer's output on its way; spoilt where a factor would not come through."""
+    """One layer's output on its way; spoilt where a factor would not come through.
+
+    All tensors it has been are kept alive, so that no later one takes an id of theirs.
+    """
 
     layer: Layer
-    tensor: Tensor
+    tensors: list[Tensor]
     limit: float = math.inf
     clip: str | None = None
     used: bool = False
     spoilt: bool = False
+
+    @property
+    def tensor(self) -> Tensor:
+        """What it is now."""
+        return self.tensors[-1]
 
 
 class _Watch(FunctionWatch):
@@ -83,16 +91,11 @@ class _Watch(FunctionWatch):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         super().__init__()
-        self._model = model
         self._layers = {id(weight_of(model, layer)): layer for layer in layers.values()}
         self._traces: dict[int, _Trace] = {}
         self.met: list[tuple[_Trace, Layer]] = []
         self.calls: Counter[str] = Counter()
         self.identities: Counter[str] = Counter()
-
-    def hooks(self) -> _Hooks:
-        """A context in which identities are noticed."""
-        return _Hooks(self._model, self._pass_identity)
 
     def spoil(self, value: Any) -> None:
         """These tensors are used in a way that no factor gets through."""
@@ -100,7 +103,8 @@ class _Watch(FunctionWatch):
             if (trace := self._traces.get(id(tensor))) is not None:
                 trace.spoilt = True
 
-    def _pass_identity(self, name: str, x: Any) -> None:
+    def pass_identity(self, name: str, x: Any) -> None:
+        """Notice that an `nn.Identity` is called, which a clip could take the place of."""
         self.identities[name] += 1
         trace = self._traces.get(id(x))
         if trace is not None and math.isinf(trace.limit) and not trace.used:
@@ -123,12 +127,13 @@ class _Watch(FunctionWatch):
             if fits:
                 self.met.append((traces.pop(0), layer))
             if isinstance(result, Tensor):
-                self._traces[id(result)] = _Trace(layer, result)
+                self._traces[id(result)] = _Trace(layer, [result])
         elif len(traces) == 1 and isinstance(result, Tensor) and args[0] is traces[0].tensor:
             limit = _limit_of(func, args, kwargs, result, traces[0])
             if limit is not None:
                 going_on = traces.pop()
-                going_on.tensor, going_on.used = result, False
+                going_on.tensors.append(result)
+                going_on.used = False
                 going_on.limit = min(going_on.limit, limit)
                 self._traces[id(result)] = going_on
         for trace in traces:
@@ -139,26 +144,22 @@ class _Watch(FunctionWatch):
         return [t for x in tensors_in(value) if (t := self._traces.get(id(x))) is not None]
 
 
-class _Hooks:
-    """Hooks on all identities of a model, taken off at the end."""
+def _telling(notice: Callable[[str, Any], None], name: str) -> Callable[[nn.Module, Any], None]:
+    return lambda _, args: notice(name, args[0])
 
-    def __init__(self, model: nn.Module, notice: Callable[[str, Any], None]) -> None:
-        self._handles = [
-            module.register_forward_pre_hook(partial(self._call, notice, name))
-            for name, module in model.named_modules()
-            if type(module) is nn.Identity
-        ]
 
-    @staticmethod
-    def _call(notice: Callable[[str, Any], None], name: str, _: nn.Module, args: Any) -> None:
-        notice(name, args[0])
-
-    def __enter__(self) -> None:
-        """Nothing: the hooks are there already."""
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+@contextmanager
+def _noticing_identities(model: nn.Module, notice: Callable[[str, Any], None]) -> Iterator[None]:
+    hooks = [
+        module.register_forward_pre_hook(_telling(notice, name))
+        for name, module in model.named_modules()
+        if type(module) is nn.Identity
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _takes(layer: Layer, trace: _Trace) -> bool:

@@ -83,7 +83,7 @@ def prepared(
             f"the network does not take a batch of shape {tuple(batch.shape)} and {batch.dtype}: "
             f"{error}. Give inputs of the size and type that it was made for."
         ) from error
-    return (equalise(folded, batch).model if settings.equalise else folded), unfolded
+    return (equalise(folded, batch[:1]).model if settings.equalise else folded), unfolded
 
 
 def _choose_layers(

@@ -105,6 +105,25 @@ def test_the_pairs_are_those_that_only_scale() -> None:
     assert pairs(nn.Sequential(shared, nn.ReLU(), shared)) == []
 
 
+class Forgets(nn.Module):
+    """Between its layers tensors come and go, and later ones may take an earlier one's id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu().relu().relu())
+        later = [x + number for number in range(3000)]
+        return sum(tensor * 2 for tensor in later)  # pyright: ignore[reportReturnType]
+
+
+def test_a_pair_is_found_whatever_ids_later_tensors_get() -> None:
+    links = find_links(Forgets().eval(), batches()[0])
+    assert [(link.first.name, link.second.name) for link in links] == [("first", "second")]
+
+
 def test_a_clip_takes_the_place_of_the_batch_norm() -> None:
     model = folded(uneven(clipped()))
     found = equalise(model, batches()[0])
