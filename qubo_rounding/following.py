@@ -76,7 +76,8 @@ class Activation:
         """The same for tensors (n, chosen channels): settings of each channel are cut to them."""
 
         def cut(value: Any) -> Any:
-            return value.flatten()[channels] if isinstance(value, Tensor) and value.ndim else value
+            of_each = isinstance(value, Tensor) and value.numel() > 1
+            return value.flatten()[channels] if of_each else value
 
         cut_settings = {key: cut(value) for key, value in self.settings.items()}
         return Activation(self.function, tuple(map(cut, self.others)), cut_settings)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qubo_rounding.following import Following, capture, find_following
+from qubo_rounding.following import Activation, Following, capture, find_following
 from qubo_rounding.layers import find_layers, weight_of
 
 
@@ -140,3 +140,12 @@ def test_a_layer_that_a_batch_does_not_reach_is_named() -> None:
     layer = find_layers(net).layers["first"]
     with pytest.raises(ValueError, match="does not reach layer 'first'"):
         capture(net, layer, Following(), batch())
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_settings_of_channels_are_cut_and_those_of_all_are_not(count: int) -> None:
+    slopes = torch.linspace(0.1, 0.6, count)
+    activation = Activation(F.prelu, (slopes,))
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    for channels in (slice(0, 2), slice(4, 6)):
+        assert torch.equal(activation.of(channels)(x[:, channels]), activation(x)[:, channels])
