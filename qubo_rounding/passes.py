@@ -286,10 +286,14 @@ def input_batches(loader: Iterable[Any]) -> Iterator[Tensor]:
     Raises:
         ValueError: a batch is neither or has no samples, or there is no batch at all.
     """
-    if not isinstance(loader, Iterable):
-        raise ValueError(f"The loader is {loader!r}; give batches, such as open_images gives.")
+    try:
+        batches = iter(loader)
+    except TypeError:
+        raise ValueError(
+            f"The loader is {loader!r}; give batches, such as open_images gives."
+        ) from None
     number = -1
-    for number, batch in enumerate(loader):
+    for number, batch in enumerate(batches):
         images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(images, Tensor):
             raise ValueError(

@@ -446,3 +446,16 @@ def test_bad_arguments_are_told_in_one_sentence(arguments: dict, message: str) -
     given = {"model": residual(), "loader": batches(), "solver": Nearest()} | arguments
     with pytest.raises(ValueError, match=message):
         quantise(given.pop("model"), given.pop("loader"), **given)
+
+
+class Batches:
+    """A data set by number alone, as torch's may be."""
+
+    def __getitem__(self, number: int) -> Tensor:
+        return batches()[number]
+
+
+def test_batches_may_come_by_number() -> None:
+    by_number = quantise(residual(), Batches(), solver=Nearest())  # pyright: ignore
+    in_list = quantise(residual(), batches(), solver=Nearest())
+    assert same_bits(by_number.model, in_list.model)
