@@ -58,8 +58,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, dict[
     flow = _Flow(folded, layers)
     with torch.no_grad(), flow:
         flow.mark_as_used(folded(example))
-        norms = _batch_norms(folded).items()
-        targets = {name: _target(folded, flow, norm) for name, norm in norms}
+    targets = {name: _target(folded, flow, norm) for name, norm in _batch_norms(folded).items()}
     kept = {name: target for name, target in targets.items() if isinstance(target, str)}
     fold = {name: target for name, target in targets.items() if isinstance(target, Layer)}
     for layer in biasless:
@@ -151,7 +150,7 @@ def _target(model: nn.Module, flow: _Flow, norm: _BatchNorm) -> Layer | str:
         return f"{layer.name!r} is not called with its own bias"
     if output.tensor.dim() != len(layer.shape):
         return f"it does not normalise the output channels of {layer.name!r}"
-    if _does_more(norm, inputs[0]):
+    if _does_more(norm, inputs[0][:1]):  # one sample tells
         return "its forward does more than normalise and run its children"
     return layer
 
@@ -184,6 +183,7 @@ def _remainder(norm: _BatchNorm) -> nn.Module:
     return (nn.Sequential(children) if children else nn.Identity()).eval()
 
 
+@torch.no_grad()
 def _does_more(norm: _BatchNorm, x: Tensor) -> bool:
     """Whether a batch norm does more to its input than normalise it and run its children."""
     plain = functional.batch_norm(
