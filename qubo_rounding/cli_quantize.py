@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,7 +147,7 @@ def quantize(
     example = next(iter(loader))[0][:1]
     exported = [_export(kind, output, result, settings, example) for kind in export or []]
     nearest = nearest_network(network, example, result, settings)
-    summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges)
+    summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges, example)
     summary |= {"model": model, "networks": table, "provenance": provenance()}
     summary["arguments"] = {
         "images": len(loader),
@@ -162,8 +162,7 @@ def quantize(
     with atomic_path(output / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
     rows = [
-        {"layer": r.name, "energy / nearest": _ratio(r.energy, r.energy_nearest), "flips": r.flips}
-        for r in result.records
+        {"layer": r.name, "energy / nearest": r.ratio, "flips": r.flips} for r in result.records
     ]
     scores = [{k: v for k, v in row.items() if k not in _NOT_PRINTED} for row in table]
     typer.echo(markdown_table(rows) + "\n\n" + markdown_table(scores))
@@ -193,7 +192,10 @@ def _size(file: Path) -> str:
 
 
 def _scores(
-    network: nn.Module, rounded: Mapping[str, nn.Module], judges: ImageSet | None
+    network: nn.Module,
+    rounded: Mapping[str, nn.Module],
+    judges: ImageSet | None,
+    example: Tensor,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores that summary.json holds, null without images to judge by, and a table of all."""
     keys = ("top1", "top5", "agreement", "kl")
@@ -203,10 +205,10 @@ def _scores(
         return scores, table
     models = (network, *rounded.values())
     with torch.no_grad():
-        dense = dense_answer(network(next(iter(judges))[0][:1])) is not None
+        dense = dense_answer(network(example)) is not None
     if dense:  # class folders name no pixels: the float network is the judge
         keys = ("agreement", "float_iou", "kl")
-        pictures = [x for x, _ in judges]
+        pictures = replace(judges, labels=None)
         for row, model in zip(table, models, strict=True):
             judged = evaluate_dense(model, pictures, float_model=network, progress=True)
             row |= {key: getattr(judged, key) for key in keys}
@@ -225,7 +227,3 @@ def _layer_bits(text: str) -> tuple[str, int]:
     if not equals or not bits.isdecimal():
         raise ValueError(f"--layer-bits is {text!r}; give LAYER=BITS, such as _conv_stem=8.")
     return name, int(bits)
-
-
-def _ratio(energy: float, yardstick: float) -> float | None:
-    return energy / yardstick if yardstick else None

@@ -23,7 +23,7 @@ from qubo_rounding.run_figures import effort_figure, width_figure
 from qubo_rounding.run_folder import LayerRecord
 
 _READABLE = 60  # pixels an inch of a picture on small screens, which scroll it
-_PERCENT = ("top1", "top5", "agreement", "float_iou")
+_PERCENT = frozenset({"top1", "top5", "agreement", "float_iou", "flipped"})  # shares, by column
 
 
 def write_page(run: str | Path, path: str | Path | None = None) -> Path:
@@ -72,7 +72,7 @@ def _bits(records: Sequence[LayerRecord]) -> str:
 
 def _sections(summary: Mapping[str, Any], records: Sequence[LayerRecord]) -> list[str]:
     networks = summary["networks"]
-    parts = [_table(networks, _percent_of(networks))]
+    parts = [_table(networks)]
     evaluations = {
         str(row["network"]): Evaluation(
             row["images"], row.get("top1"), top1_interval=_pair(row.get("top1_interval"))
@@ -102,27 +102,18 @@ def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
     return None if values is None else (values[0], values[1])
 
 
-def _percent_of(networks: Sequence[Mapping[str, Any]]) -> set[str]:
-    return {key for row in networks for key in row if key in _PERCENT}
-
-
 def _ratios(records: Sequence[LayerRecord]) -> dict[str, dict[str, float]]:
     """Energies relative to nearest: calibration, held-out images, lower bound; what there is."""
     found: dict[str, dict[str, float]] = {"rounded": {}, "rounded, held out": {}, "lower bound": {}}
     for record in records:
-        pairs = {
-            "rounded": (record.energy, record.energy_nearest),
-            "rounded, held out": (record.held_out, record.held_out_nearest),
-            "lower bound": (record.lower_bound, record.energy_nearest),
-        }
-        for name, (energy, nearest) in pairs.items():
-            if energy is not None and nearest and energy / nearest > 0:
-                found[name][record.name or "model"] = energy / nearest
+        ratios = (record.ratio, record.held_out_ratio, record.bound_ratio)
+        for of_layers, ratio in zip(found.values(), ratios, strict=True):
+            if ratio is not None and ratio > 0:
+                of_layers[record.name or "model"] = ratio
     return {name: of_layers for name, of_layers in found.items() if of_layers}
 
 
 def _layer_row(record: LayerRecord) -> dict[str, Any]:
-    weights = record.g * record.r * record.d
     bound, gap = record.lower_bound, None
     if bound is not None and record.energy:
         gap = (record.energy - bound) / record.energy
@@ -133,29 +124,23 @@ def _layer_row(record: LayerRecord) -> dict[str, Any]:
         "columns": record.d,
         "bits": record.bits,
         "energy": record.energy,
-        "energy / nearest": record.energy / record.energy_nearest
-        if record.energy_nearest
-        else None,
-        "held out / nearest": record.held_out / record.held_out_nearest
-        if record.held_out is not None and record.held_out_nearest
-        else None,
+        "energy / nearest": record.ratio,
+        "held out / nearest": record.held_out_ratio,
         "lower bound": bound,
         "gap": gap,
         "proven rows": record.proven_rows,
-        "flipped": f"{100 * record.flips / weights:.1f} %",
+        "flipped": record.flipped,
         "seconds": record.seconds,
         "solver": record.solver,
     }
 
 
-def _table(
-    rows: Sequence[Mapping[str, Any]], percent: set[str] | frozenset[str] = frozenset()
-) -> str:
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     columns = [column for column in columns if not column.endswith("_interval")]
     heads = "".join(_head(column, [row.get(column) for row in rows]) for column in columns)
     lines = [
-        "<tr>" + "".join(_cell(row.get(key), key in percent) for key in columns) + "</tr>"
+        "<tr>" + "".join(_cell(row.get(key), key in _PERCENT) for key in columns) + "</tr>"
         for row in rows
     ]
     return (

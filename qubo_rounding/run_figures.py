@@ -22,19 +22,21 @@ def width_figure(records: Sequence[LayerRecord]) -> Figure:
     Raises:
         ValueError: no layer is left.
     """
-    shown = [record for record in records if record.energy_nearest > 0]
+    last = max(1, len(records) - 1)
+    shown = [
+        (record, record.ratio, place / last)
+        for place, record in enumerate(records)
+        if record.ratio is not None
+    ]
     if not shown:
         raise ValueError("no layer has an energy to draw; nearest rounding is without error.")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    last = max(1, len(records) - 1)
-    depths = [records.index(record) / last for record in shown]
-    ratios = [record.energy / record.energy_nearest for record in shown]
-    for record, ratio in zip(shown, ratios, strict=True):
-        if record.lower_bound is not None:
-            bound = max(0.0, record.lower_bound / record.energy_nearest)
-            axes.plot([record.d] * 2, [bound, ratio], color=PALETTE[6], linewidth=1, zorder=1)
-    widths = [record.d for record in shown]
+    for record, ratio, _ in shown:
+        if record.bound_ratio is not None:
+            ends = [max(0.0, record.bound_ratio), ratio]
+            axes.plot([record.d] * 2, ends, color=PALETTE[6], linewidth=1, zorder=1)
+    widths, ratios, depths = zip(*((r.d, ratio, depth) for r, ratio, depth in shown), strict=True)
     points = axes.scatter(widths, ratios, c=depths, cmap="cividis", vmin=0, vmax=1, zorder=2)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:g}"))
@@ -56,7 +58,7 @@ def effort_figure(records: Sequence[LayerRecord]) -> Figure:
     figure = Figure(figsize=(max(8.0, 2 + 0.2 * len(records)), 5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     places = range(len(records))
-    shares = [100 * record.flips / (record.g * record.r * record.d) for record in records]
+    shares = [100 * record.flipped for record in records]
     upper.bar(places, shares, color=PALETTE[3])
     upper.set_title("weights rounded to the farther level, percent")
     lower.bar(places, [record.seconds for record in records], color=PALETTE[0])

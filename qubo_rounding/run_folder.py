@@ -51,6 +51,30 @@ class LayerRecord:
     solver: str
     stats: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def ratio(self) -> float | None:
+        """Energy relative to nearest; None where nearest is without error."""
+        return self.energy / self.energy_nearest if self.energy_nearest else None
+
+    @property
+    def held_out_ratio(self) -> float | None:
+        """The same on held-out data; None without."""
+        if self.held_out is None or not self.held_out_nearest:
+            return None
+        return self.held_out / self.held_out_nearest
+
+    @property
+    def bound_ratio(self) -> float | None:
+        """The lower bound relative to nearest's energy; None without."""
+        if self.lower_bound is None or not self.energy_nearest:
+            return None
+        return self.lower_bound / self.energy_nearest
+
+    @property
+    def flipped(self) -> float:
+        """Share of the weights whose level differs from nearest."""
+        return self.flips / (self.g * self.r * self.d)
+
 
 @dataclass(frozen=True, eq=False)
 class RoundedLayer:

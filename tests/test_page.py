@@ -92,6 +92,12 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert page.read_text() == write_page(tmp_path / "run").read_text()
 
 
+def test_shares_are_numbers_that_sort(tmp_path: Path) -> None:
+    text = write_page(write_run(tmp_path / "run")).read_text()
+    assert f'<td class="number" data-value="{3 / 36!r}">8.3 %</td>' in text  # flips of 4 rows of 9
+    assert '<th scope="col" class="number"><button>flipped</button></th>' in text
+
+
 def test_a_run_without_labels_has_no_accuracy(tmp_path: Path) -> None:
     networks = [{"network": name} for name in ("float", "nearest", "result")]
     layers = [record(0, held_out=None, held_out_nearest=None, energy_nearest=0.0, energy=0.0)]
