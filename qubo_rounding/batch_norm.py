@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qubo_rounding.function_watch import FunctionWatch
-from qubo_rounding.layers import Layer, find_layers, weight_of
+from qubo_rounding.layers import Layer, add_zero_bias, find_layers, weight_of
 from qubo_rounding.passes import call_arguments
 
 # Asking a tensor for these does not use its values.
@@ -54,7 +54,7 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> tuple[nn.Module, dict[
     layers = find_layers(folded).layers
     biasless = [layer for layer in layers.values() if not layer.has_bias and not layer.aliases]
     for layer in biasless:
-        _add_zero_bias(folded, layer)
+        add_zero_bias(folded, layer)
     flow = _Flow(folded, layers)
     with torch.no_grad(), flow:
         flow.mark_as_used(folded(example))
@@ -157,11 +157,6 @@ def _target(model: nn.Module, flow: _Flow, norm: _BatchNorm) -> Layer | str:
 
 def _bias(model: nn.Module, layer: Layer) -> nn.Parameter:
     return model.get_submodule(layer.name).get_parameter("bias")
-
-
-def _add_zero_bias(model: nn.Module, layer: Layer) -> None:
-    zeros = nn.Parameter(weight_of(model, layer).new_zeros(layer.g * layer.r))
-    model.get_submodule(layer.name).register_parameter("bias", zeros)
 
 
 @torch.no_grad()

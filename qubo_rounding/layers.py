@@ -185,6 +185,16 @@ def bias_of(model: nn.Module, layer: Layer) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
+def add_zero_bias(model: nn.Module, layer: Layer) -> nn.Parameter:
+    """A bias of zeros for a layer that has none, registered in the network; returns it.
+
+    Args and Raises: as for `weight_of`.
+    """
+    zeros = nn.Parameter(weight_of(model, layer).new_zeros(layer.g * layer.r))
+    model.get_submodule(layer.name).register_parameter("bias", zeros)
+    return zeros
+
+
 def _kind(module: nn.Module) -> Kind | None:
     return next((kind for kind, types in MODULE_KINDS.items() if isinstance(module, types)), None)
 

@@ -22,7 +22,7 @@ from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import find_following
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
-from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
+from qubo_rounding.layers import Layer, add_zero_bias, find_layers, matrix_of
 from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding, prepared
@@ -366,5 +366,4 @@ def _give_biases(model: nn.Module, layers: Mapping[str, Layer]) -> None:
     for layer in layers.values():
         module = model.get_submodule(layer.name)
         if module.bias is None and not layer.aliases:
-            weight = weight_of(model, layer)
-            module.bias = nn.Parameter(weight.new_zeros(layer.g * layer.r), requires_grad=False)
+            add_zero_bias(model, layer).requires_grad_(False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.export.row_grids import in_layer, row_grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork
 from qubo_rounding.relaxed.activations import quantisers_of
@@ -30,19 +31,11 @@ def write_encodings(path: str | Path, result: QuantisedNetwork, settings: LayerS
     """
     weights = {}
     for name, done in result.layers.items():
-        if done.scale.shape[2] != 1:
-            raise ValueError(
-                f"layer {name!r} has {done.scale.shape[2]} scales a row; encodings hold one for an "
-                "output channel or one for all. Round with granularity 'channel' or 'tensor'."
-            )
         smallest, largest = settings.range_of(done.record.bits)
-        scales, zeros = done.scale.flatten().tolist(), done.zero_point.flatten().tolist()
-        every = list(zip(scales, zeros, strict=True))
-        if len(set(every)) == 1:
-            every = every[:1]
-        weights[f"{name}.weight" if name else "weight"] = [
+        scales, zeros = (t.tolist() for t in row_grid(done, "an encodings file"))
+        weights[in_layer(name, "weight")] = [
             _encoding(scale, smallest - zero, largest - smallest, done.record.bits, zero == 0)
-            for scale, zero in every
+            for scale, zero in zip(scales, zeros, strict=True)
         ]
     activations: dict[str, list[dict[str, Any]]] = {}
     if (quantisers := quantisers_of(result.model)) is not None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qubo_rounding.export.row_grids import in_layer
+from qubo_rounding.grid import Grid, check_fineness
 from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import find_layers, weight_of
+from qubo_rounding.layers import add_zero_bias, find_layers, weight_of
 from qubo_rounding.network import QuantisedNetwork
 from qubo_rounding.plan import prepared
 from qubo_rounding.relaxed.activation_quantiser import ActivationQuantiser
 from qubo_rounding.relaxed.activation_sites import find_sites
 from qubo_rounding.relaxed.activations import ActivationQuantisers, attach, quantisers_of
-from qubo_rounding.run_folder import RoundedLayer
 
 FORMAT = "qubo-rounding levels 1"
 _LAYER, _STATE = "layer.", "state."
@@ -39,7 +41,9 @@ def save_levels(path: str | Path, result: QuantisedNetwork, settings: LayerSetti
         result: what `quantise` gave.
         settings: that it was given.
     """
-    tensors, layers, weights = {}, {}, set()
+    tensors, layers = {}, {}
+    found = find_layers(result.model).layers
+    weights = {id(weight_of(result.model, found[name])) for name in result.layers}
     for name, done in result.layers.items():
         bits, (smallest, largest) = done.record.bits, settings.range_of(done.record.bits)
         packed = pack(done.levels.cpu().short() - smallest, bits)
@@ -47,12 +51,11 @@ def save_levels(path: str | Path, result: QuantisedNetwork, settings: LayerSetti
         tensors |= {f"{_LAYER}{name}.{key}": tensor for key, tensor in parts.items()}
         layers[name] = {"shape": list(done.levels.shape), "bits": bits}
         layers[name] |= {"smallest": smallest, "largest": largest}
-        weights.add(id(weight_of(result.model, find_layers(result.model).layers[name])))
     quantisers = quantisers_of(result.model)
     sites = None if quantisers is None else [_grid_of(quantisers[s]) for s in quantisers.sites]
     for key, value in result.model.state_dict(keep_vars=True).items():
         if id(value) not in weights and not key.startswith("activation_quantisers."):
-            tensors[f"{_STATE}{key}"] = value.detach()
+            tensors[f"{_STATE}{key}"] = value.detach().clone()  # shared ones are written twice
     description = {"format": FORMAT, "layers": layers, "equalise": settings.equalise}
     keep(path, tensors, {"description": json.dumps(description | {"activations": sites})})
     return Path(path).stat().st_size
@@ -74,28 +77,29 @@ def load_levels(path: str | Path, model: nn.Module, batch: Tensor) -> nn.Module:
         description = json.loads((file.metadata() or {}).get("description", "{}"))
         if description.get("format") != FORMAT:
             raise ValueError(f"its format is {description.get('format')!r}, not {FORMAT!r}")
+        equalised, sites = description["equalise"], description["activations"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = LayerSettings(equalise=description["equalise"])
-        network, _ = prepared(model, batch, settings)
-        _take_state(network, tensors)
-        layers = find_layers(network).layers
-        for name, what in description["layers"].items():
-            if name not in layers:
-                raise ValueError(f"the network has no layer {name!r}")
-            levels = unpack(tensors[f"{_LAYER}{name}.levels"], what["bits"], what["shape"])
-            levels += what["smallest"]
-            scale, zero_point = (tensors[f"{_LAYER}{name}.{k}"] for k in ("scale", "zero_point"))
-            rounded = scale * (levels.double() - zero_point)
-            weight_of(network, layers[name]).data.copy_(layers[name].weight(rounded))
-        if (sites := description["activations"]) is not None:
-            course = find_sites(network, batch[:1])
-            attach(network, ActivationQuantisers(course, [ActivationQuantiser(**s) for s in sites]))
+        weights = {
+            name: _weight(tensors, name, what) for name, what in description["layers"].items()
+        }
+    network, _ = prepared(model, batch, LayerSettings(equalise=equalised))
+    _take_state(network, tensors, weights)
+    layers = find_layers(network).layers
+    for name, weight in weights.items():
+        weight_of(network, layers[name]).data.copy_(layers[name].weight(weight))
+    if sites is not None:
+        course = find_sites(network, batch[:1])
+        attach(network, ActivationQuantisers(course, [ActivationQuantiser(**s) for s in sites]))
     return network
 
 
-def packed_size(layer: RoundedLayer) -> int:
-    """Bytes of a layer's packed levels."""
-    return math.ceil(layer.levels.numel() * _container(layer.record.bits) / 8)
+def _weight(tensors: Mapping[str, Tensor], name: str, what: Mapping[str, Any]) -> Tensor:
+    """float64 (g, r, d) weights of a layer."""
+    packed, scale, zero_point = (
+        tensors[f"{_LAYER}{name}.{key}"] for key in ("levels", "scale", "zero_point")
+    )
+    levels = unpack(packed, what["bits"], what["shape"]) + what["smallest"]
+    return Grid(scale, zero_point, what["smallest"], what["largest"]).dequantize(levels)
 
 
 def pack(numbers: Tensor, bits: int) -> Tensor:
@@ -125,6 +129,7 @@ def unpack(packed: Tensor, bits: int, shape: list[int]) -> Tensor:
 
 
 def _container(bits: int) -> int:
+    check_fineness(bits, "tensor")
     return next(size for size in (2, 4, 8) if bits <= size)
 
 
@@ -136,15 +141,30 @@ def _grid_of(quantiser: ActivationQuantiser) -> dict[str, Any]:
     }
 
 
-def _take_state(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _take_state(
+    network: nn.Module, tensors: Mapping[str, Tensor], rounded: Collection[str]
+) -> None:
+    """Everything but the weights of the rounded layers.
+
+    Raises:
+        ValueError: the network is another one.
+    """
     state = {key.removeprefix(_STATE): t for key, t in tensors.items() if key.startswith(_STATE)}
     layers = find_layers(network).layers
-    for name in {key.rpartition(".")[0] for key in state if key.endswith(".bias")}:
+    if strange := sorted(set(rounded) - set(layers)):
+        raise _another_network(f"the network has no layer {strange[0]!r}")
+    for name, layer in layers.items():
         # Refitted biases may be new: quantise gave one to every layer.
-        if name in layers and not layers[name].has_bias:
-            bias = nn.Parameter(torch.empty_like(state[f"{name}.bias"]), requires_grad=False)
-            network.get_submodule(name).register_parameter("bias", bias)
-    there = network.state_dict()
-    if strange := sorted(set(state) - set(there)):
-        raise ValueError(f"the network has no {strange[0]!r}")
+        if not layer.has_bias and in_layer(name, "bias") in state:
+            add_zero_bias(network, layer).requires_grad_(False)
+    weights = {id(weight_of(network, layers[name])) for name in rounded}
+    there = {key for key, t in network.state_dict(keep_vars=True).items() if id(t) not in weights}
+    if strange := sorted(set(state) - there):
+        raise _another_network(f"the network has no {strange[0]!r}")
+    if strange := sorted(there - set(state)):
+        raise _another_network(f"the file has no {strange[0]!r}")
     network.load_state_dict(state, strict=False)
+
+
+def _another_network(what: str) -> ValueError:
+    return ValueError(f"{what}; give the float network that was rounded and saved.")

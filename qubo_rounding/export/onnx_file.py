@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.export.row_grids import in_layer, row_grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.network import QuantisedNetwork
@@ -56,7 +57,7 @@ def write_onnx(
     graph, nodes = model.graph, []
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     for name, (tensors, node) in quantised.items():
-        weight = f"{name}.weight" if name else "weight"
+        weight = in_layer(name, "weight")
         if weight not in initializers:
             raise ValueError(f"the traced network has no weight {weight!r} to replace.")
         graph.initializer.remove(initializers[weight])
@@ -119,13 +120,8 @@ def _dequantised(
 ) -> tuple[list[Any], Any]:
     """A layer's levels, scale and zero point as initializers, and the node that joins them."""
     name = layer.name
-    if done.scale.shape[2] != 1:
-        raise ValueError(
-            f"layer {name!r} has {done.scale.shape[2]} scales a row; ONNX takes one an output "
-            "channel or one for all. Round with granularity 'channel' or 'tensor'."
-        )
-    scale, zero = done.scale.flatten(), done.zero_point.flatten()
-    if bool((scale == scale[0]).all()) and bool((zero == zero[0]).all()):
+    scale, zero = row_grid(done, "ONNX")
+    if len(scale) == 1:
         scale, zero, axis = scale[0], zero[0], None
     elif layer.kind == "conv_transpose" and layer.g > 1:
         raise ValueError(
@@ -137,22 +133,21 @@ def _dequantised(
     smallest, largest = settings.range_of(done.record.bits)
     sign, size = "INT" if smallest < 0 else "UINT", 4 if largest - smallest < 16 else 8
     kind = getattr(onnx.TensorProto, f"{sign}{size}")
-    prefix = f"{name}." if name else ""
     arrays = {
         "levels": layer.weight(done.levels).cpu().numpy().astype(np.int32),
         "zero_point": zero.round().cpu().numpy().astype(np.int32),
     }
     tensors = [
-        onnx.helper.make_tensor(f"{prefix}{key}", kind, array.shape, array.flatten())
+        onnx.helper.make_tensor(in_layer(name, key), kind, array.shape, array.flatten())
         for key, array in arrays.items()
     ]
     scales = scale.float().cpu().numpy()
-    tensors.insert(1, onnx.numpy_helper.from_array(scales, f"{prefix}scale"))
+    tensors.insert(1, onnx.numpy_helper.from_array(scales, in_layer(name, "scale")))
     node = onnx.helper.make_node(
         "DequantizeLinear",
-        [f"{prefix}levels", f"{prefix}scale", f"{prefix}zero_point"],
-        [f"{prefix}weight"],
-        name=f"{prefix}dequantize",
+        [in_layer(name, key) for key in ("levels", "scale", "zero_point")],
+        [in_layer(name, "weight")],
+        name=in_layer(name, "dequantize"),
         **({} if axis is None else {"axis": axis}),
     )
     return tensors, node
