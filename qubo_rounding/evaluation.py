@@ -48,7 +48,7 @@ def predict(model: nn.Module, images: Iterable[Any], progress: bool = False) -> 
     Raises:
         ValueError: no batch came, or the model's output is not (n, classes).
     """
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     answers = []
     with torch.no_grad():
         for batch in tqdm(iter(images), desc="predict", unit="batch", disable=not progress):
@@ -99,14 +99,25 @@ def evaluate(
         )
     if float_logits is not None:
         agreement = int((logits.argmax(1) == float_logits.argmax(1)).sum()) / len(logits)
-        judged = replace(judged, agreement=agreement, kl=_mean_divergence(float_logits, logits))
+        judged = replace(
+            judged, agreement=agreement, kl=float(divergences(float_logits, logits).mean())
+        )
     return judged
 
 
-def _mean_divergence(reference: Tensor, logits: Tensor) -> float:
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's parameters lie; the CPU where it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def divergences(reference: Tensor, logits: Tensor) -> Tensor:
+    """float64 (n, ...) KL(softmax(reference) || softmax(logits)) in nats, of each answer.
+
+    Args:
+        reference, logits: (n, classes, ...).
+    """
     wanted, given = (F.log_softmax(x.double(), dim=1) for x in (reference, logits))
-    # row by row first: one sum over everything would depend on the number of threads
-    return float((wanted.exp() * (wanted - given)).sum(1).mean())
+    return (wanted.exp() * (wanted - given)).sum(1)
 
 
 def _wilson_interval(hits: int, n: int) -> tuple[float, float]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from qubo_rounding.evaluation import device_of, divergences
 
 IGNORED = 255  # the label of pixels that nobody judges, as in Pascal VOC and Cityscapes
 
@@ -69,7 +70,7 @@ def evaluate_dense(
     count = 0
     by_labels: list[Tensor] = []
     by_float: list[Tensor] = []
-    divergences: list[Tensor] = []
+    kl_of_images: list[Tensor] = []
     for batch in tqdm(iter(images), desc="predict", unit="batch", disable=not progress):
         x, labels = _parts(batch)
         logits = _logits(model, x)
@@ -80,12 +81,12 @@ def evaluate_dense(
         if float_model is not None:
             wanted = _logits(float_model, x)
             by_float.append(_confusion(wanted.argmax(dim=1), chosen, classes))
-            divergences.append(_divergences(wanted, logits))
+            kl_of_images.append(divergences(wanted, logits).flatten(1).mean(dim=1))
     if count == 0:
         raise ValueError("There are no images to predict.")
     accuracy, iou = _scores(by_labels)
     agreement, float_iou = _scores(by_float)
-    kl = float(torch.cat(divergences).mean()) if divergences else None
+    kl = float(torch.cat(kl_of_images).mean()) if kl_of_images else None
     return DenseEvaluation(count, accuracy, iou, agreement, float_iou, kl)
 
 
@@ -96,8 +97,7 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    output = model(x.to(device))
+    output = model(x.to(device_of(model)))
     answer = dense_answer(output)
     if answer is None:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -126,12 +126,6 @@ def _confusion(labels: Tensor, chosen: Tensor, classes: int) -> Tensor:
     judged = labels != IGNORED
     pairs = labels[judged].long() * classes + chosen[judged]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def _divergences(wanted: Tensor, given: Tensor) -> Tensor:
-    """float64 (n,) each image's mean over its pixels."""
-    left, right = (F.log_softmax(x.double(), dim=1) for x in (wanted, given))
-    return (left.exp() * (left - right)).sum(dim=1).flatten(1).mean(dim=1)
 
 
 def _scores(confusions: list[Tensor]) -> tuple[float | None, float | None]:
