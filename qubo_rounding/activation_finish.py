@@ -12,6 +12,7 @@ from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.layer_objective import PatchObjective
 from qubo_rounding.scale_refit import going_on
 from qubo_rounding.solvers import Annealing, Solver
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ class ActivationFinish:
     rounds: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("positions", "rounds"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number from 1.")
+        check_whole(1, positions=self.positions, rounds=self.rounds)
 
     def improve(
         self,

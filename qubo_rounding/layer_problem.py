@@ -20,6 +20,7 @@ from qubo_rounding.layers import Layer
 from qubo_rounding.local_loss import BiasMode, Candidates, local_problem
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.statistics import Gram
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class LayerSettings:
         activations = () if self.act_bits is None else (self.act_bits,)
         for bits in (self.bits, *self.layer_bits.values(), *activations):
             check_fineness(bits, self.granularity)
-        if type(self.scale_refits) is not int or self.scale_refits < 0:
-            raise ValueError(f"scale_refits is {self.scale_refits!r}; give a whole number from 0.")
+        check_whole(0, scale_refits=self.scale_refits)
 
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""

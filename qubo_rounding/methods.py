@@ -32,8 +32,7 @@ def method_options(text: str) -> dict[str, Any]:
 
     `adaround` is `Reconstruction`, `block` is `BlockReconstruction`, `distil` is `Distillation`,
     with their fields as keys (blocks by name with + between them, the whole network as `model`).
-    `auto` is the solver `Auto("fast")` on the Gram matrices: the lowest divergence for its time of
-    all that was measured.
+    `auto` is the solver `Auto("fast")` on the Gram matrices.
 
     Raises:
         ValueError: an unknown name or key, or a value that the method does not allow.

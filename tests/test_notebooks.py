@@ -11,7 +11,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CODE_CELLS = 15
-TOGETHER = "QUBO_ROUNDING_NOTEBOOKS"
+MODE = "QUBO_ROUNDING_NOTEBOOKS"
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -37,9 +37,7 @@ def test_outputs_are_those_of_one_run_from_top_to_bottom(notebook: Path) -> None
     assert not any(output.get("name") == "stderr" for output in outputs)
 
 
-@pytest.mark.skipif(
-    os.environ.get(TOGETHER) != "fast", reason=f"runs minutes; {TOGETHER}=fast runs them"
-)
+@pytest.mark.skipif(os.environ.get(MODE) != "fast", reason=f"runs minutes; {MODE}=fast runs them")
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(notebook: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")

@@ -547,5 +547,5 @@ def test_rows_that_nothing_flows_into_reach_no_sampler() -> None:
 )
 @pytest.mark.parametrize("value", [0, 1.5, True, "3", None])
 def test_counts_are_whole_numbers(kind: type[Solver], field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field} is .*; give a whole number, at least 1"):
+    with pytest.raises(ValueError, match=f"{field} is .*; give a whole number from 1"):
         kind(**{field: value})

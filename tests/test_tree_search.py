@@ -145,7 +145,7 @@ def test_what_no_shift_makes_convex_is_refused() -> None:
 
 
 def test_no_nodes_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="give a whole number from 1"):
         TreeSearch(max_nodes=0)
 
 

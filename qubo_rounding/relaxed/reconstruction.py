@@ -22,6 +22,7 @@ from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 _TINY = torch.finfo(torch.float32).tiny
 _SAMPLES_AT_ONCE = 64  # where nothing is learned
@@ -71,9 +72,7 @@ class Reconstruction:
         counts = {"iterations": self.iterations, "batch": self.batch}
         if self.positions is not None:
             counts["positions"] = self.positions
-        for name, value in counts.items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number from 1.")
+        check_whole(1, **counts)
         if not (0 < self.lr < math.inf and 0 <= self.lam < math.inf):
             raise ValueError(f"lr is {self.lr} and lam {self.lam}; give lr > 0 and lam >= 0.")
 

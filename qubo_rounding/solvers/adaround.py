@@ -13,8 +13,9 @@ from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.choices import Choices, choices_of
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
 from qubo_rounding.solvers.best_levels import BestLevels
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)

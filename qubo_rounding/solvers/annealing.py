@@ -14,8 +14,9 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 _BLOCK = 64  # columns of the Gram matrix that stay in cache while all rows of a tile pass over them
 _PROPOSALS_PER_CALL = 2**23  # some tens of milliseconds between two looks at the clock

@@ -12,8 +12,9 @@ from qubo_rounding.row_batches import row_batches
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 _NUMBERS_AT_ONCE = 2**22  # errors of all samples of a batch: 16 MiB, random numbers twice that
 _SETTLED = 0.01  # a probability this close to 0 or 1 stays there

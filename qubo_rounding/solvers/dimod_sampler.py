@@ -18,8 +18,9 @@ from qubo_rounding.qubo.bqm import (
     to_bqm,
 )
 from qubo_rounding.solvers.random_numbers import stream_keys
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def dwave_annealing(reads: int = 10, sweeps: int = 1000) -> DimodSampler:
 
 def dwave_tabu(reads: int = 1, milliseconds: int = 100) -> DimodSampler:
     """dwave-samplers' tabu search (C++); ends by its clock, so its bits depend on the machine."""
+    # It takes a negative time for no limit and never ends.
     check_whole(1, reads=reads, milliseconds=milliseconds)
     return DimodSampler(TabuSampler(), {"num_reads": reads, "timeout": milliseconds})
 

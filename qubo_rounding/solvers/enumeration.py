@@ -10,7 +10,8 @@ import torch
 
 from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq, nearest_plane
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
-from qubo_rounding.solvers.solver import check_whole
 from qubo_rounding.solvers.triangular import Triangular, TriangularSolver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 _BLOCK = 64  # columns decided between two products with the errors of all columns before
 _NUMBERS_AT_ONCE = 2**24  # errors held of all paths: 64 MiB, and a few times that in passing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from numbers import Integral
 
 from qubo_rounding.problem import RoundingProblem, Solution
 
@@ -41,15 +40,3 @@ class Solver(ABC):
     @abstractmethod
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The algorithm; called by `solve` for a problem that is not refused."""
-
-
-def check_whole(least: int, **values: object) -> None:
-    """Nothing, for whole numbers of at least so much.
-
-    Raises:
-        ValueError: one is not; it is named.
-    """
-    for name, value in values.items():
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not whole or value < least:  # pyright: ignore[reportOperatorIssue]
-            raise ValueError(f"{name} is {value!r}; give a whole number, at least {least}.")

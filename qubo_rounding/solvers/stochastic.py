@@ -9,8 +9,9 @@ import torch
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)

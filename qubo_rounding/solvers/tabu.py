@@ -15,8 +15,9 @@ from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 _NEVER = np.float32(1e38)  # gain of a flip that cannot be made
 _BLOCK = 64  # columns among which the lowest gain is sought at once

@@ -19,9 +19,10 @@ from qubo_rounding.solvers.depth_first import Tree, grow_tree, restart, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.nearest import Nearest
-from qubo_rounding.solvers.solver import Solver, check_whole
+from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.solvers.tabu import Tabu
 from qubo_rounding.watch import alarm
+from qubo_rounding.whole_numbers import check_whole
 
 _EASY_NODES = 2**18  # tens of milliseconds: most rows up to d = 80 end here
 _EASY_SPINS_PER_FIT = 10  # so that tables take no longer than the search they shorten
