@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -101,6 +102,38 @@ def test_levels_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
             assert file.get_tensor(f"layer.{layer}.levels").numel() == -(
                 -done.levels.numel() * (4 if done.record.bits <= 4 else 8) // 8
             )
+
+
+class Shared(nn.Module):
+    """One layer under two names, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = nn.Linear(8, 8)
+        self.two = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+def test_shared_layers_come_back_too(tmp_path: Path) -> None:
+    model, settings, x = Shared().eval(), qr.LayerSettings(), batches()[0]
+    result = qr.quantise(model, [x], solver=qr.Nearest(), settings=settings)
+    save_levels(tmp_path / "net.safetensors", result, settings)
+    back = load_levels(tmp_path / "net.safetensors", model, x)
+    assert not torch.equal(back.get_parameter("one.weight"), model.one.weight)
+    with torch.no_grad():
+        assert torch.equal(back(x), result.model(x))
+
+
+def test_a_file_that_lacks_something_of_the_network_is_refused(tmp_path: Path) -> None:
+    model, result, settings = rounded("4 bits")
+    save_levels(tmp_path / "net.safetensors", result, settings)
+    other = copy.deepcopy(model)
+    other.get_submodule("head").register_buffer("more", torch.zeros(1))
+    with pytest.raises(ValueError, match=r"the file has no 'head\.more'"):
+        load_levels(tmp_path / "net.safetensors", other, batches()[0])
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
