@@ -47,6 +47,7 @@ from qubo_rounding.qubo.output_curvature import kronecker_hessian, output_hessia
 from qubo_rounding.qubo.row_hessian import row_hessian_problem, row_weights
 from qubo_rounding.qubo.samplers import SolverSampler
 from qubo_rounding.qubo.true_loss import every_energy, every_loss, true_losses
+from qubo_rounding.records import Record, read_records, write_records
 from qubo_rounding.relaxed.activations import (
     ActivationMinMax,
     ActivationMSE,
@@ -89,6 +90,7 @@ from qubo_rounding.solvers import (
     make_solver,
 )
 from qubo_rounding.statistics import Gram, collect_grams, load_grams, save_grams
+from qubo_rounding.study import Case
 from qubo_rounding.watch import watching
 
 __version__ = "0.1.0"
@@ -105,6 +107,7 @@ __all__ = [
     "Auto",
     "BestOf",
     "BlockReconstruction",
+    "Case",
     "CrossEntropy",
     "Descent",
     "DimodSampler",
@@ -127,6 +130,7 @@ __all__ = [
     "ProblemError",
     "QuantisedNetwork",
     "Reconstruction",
+    "Record",
     "RectifiedSigmoid",
     "RefusedError",
     "Relaxation",
@@ -169,6 +173,7 @@ __all__ = [
     "predict",
     "problems",
     "quantise",
+    "read_records",
     "refit_scale",
     "reuse_freed_memory",
     "round_with_scales",
@@ -185,4 +190,5 @@ __all__ = [
     "to_quadratic_model",
     "true_losses",
     "watching",
+    "write_records",
 ]

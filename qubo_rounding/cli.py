@@ -23,7 +23,7 @@ from qubo_rounding.cli_options import (
 )
 from qubo_rounding.cli_quantize import quantize
 from qubo_rounding.compare import compare as compare_solvers
-from qubo_rounding.compare import run_solver, write_records
+from qubo_rounding.compare import run_solver
 from qubo_rounding.demo import run_demo
 from qubo_rounding.exchange_file import check_npz_path
 from qubo_rounding.imagenet import open_images
@@ -32,8 +32,10 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
 from qubo_rounding.page import write_page
 from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.records import write_records
 from qubo_rounding.report import markdown_table, records_table
 from qubo_rounding.solvers import make_solver
+from qubo_rounding.study import Case
 from qubo_rounding.watch import watching
 
 app = typer.Typer(
@@ -123,25 +125,52 @@ def solve(
 @app.command()
 @reports_errors
 def compare(
-    problem: Annotated[list[Path], typer.Argument(metavar="PROBLEM.npz...")],
+    problem: Annotated[
+        list[Path], typer.Argument(metavar="PROBLEM...", help="problem files, or folders of them")
+    ],
     solvers: Annotated[str, typer.Option(help="names with options, separated by commas")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="write the records as CSV")
+        Path | None, typer.Option("-o", "--output", help="records as .csv or .parquet")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps records and solutions, to resume and to add to"),
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the same problem files, their Grams from held-out images"),
     ] = None,
     seed: Seed = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from --seed on")] = 1,
 ) -> None:
     """Run several solvers on several problem files and print one table.
 
-    Example: qubo-rounding compare problems/*.npz --solvers nearest,gptq,annealing:sweeps=500
+    Example: qubo-rounding compare problems/ --solvers nearest,gptq,annealing:sweeps=500
     """
     if output and not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
     chosen = {text: make_solver(text) for text in split_solvers(solvers)}
-    posed = ((path.stem, RoundingProblem.load(path)) for path in problem)
-    records = compare_solvers(posed, chosen, seed=seed, progress=True)
+    cases = (Case.from_file(path, held_out) for path in problem_files(problem))
+    every = range(seed, seed + seeds)
+    records = compare_solvers(cases, chosen, seeds=every, study=study, progress=True)
     if output:
         write_records(output, records)
     typer.echo(records_table(records))
+
+
+def problem_files(paths: list[Path]) -> list[Path]:
+    """The problem files among paths, folders replaced by what is in them.
+
+    Raises:
+        ValueError: a folder without problem files.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no problem files (.npz).")
+        found += inside
+    return found
 
 
 def split_solvers(text: str) -> list[str]:

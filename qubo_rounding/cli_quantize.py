@@ -29,7 +29,6 @@ from qubo_rounding.cli_options import (
     Seed,
     reports_errors,
 )
-from qubo_rounding.compare import provenance
 from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
 from qubo_rounding.imagenet import Images as ImageSet
@@ -38,6 +37,7 @@ from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
 from qubo_rounding.models import load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
+from qubo_rounding.records import provenance
 from qubo_rounding.report import markdown_table
 from qubo_rounding.segmentation import dense_answer, evaluate_dense
 from qubo_rounding.solvers import make_solver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
-from qubo_rounding.compare import Record
 from qubo_rounding.evaluation import Evaluation
 from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure, gram_flips_figure
 from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.records import Record
 
 _RATIO = "energy / nearest"
+_ALWAYS = ("geometric mean", "sum of energies", "seconds")  # lines of every table of records
 
 
 def markdown_table(
@@ -55,31 +56,38 @@ def write_table(path: str | Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def records_table(records: Sequence[Record]) -> str:
     """Energies relative to nearest, one line a problem and one column a solver, as Markdown.
 
-    The last lines are the geometric mean of these ratios, the ratio of the summed energies and the
-    seconds in all; "-" for a solver that refused a problem, since its sums would be of others.
+    Several seeds are averaged. The lines below are the geometric mean of these ratios, the same on
+    held-out images, the ratio of the summed energies, the sum of energies over the best lower
+    bounds, the rows solved to a proven optimum of all that are known, and the seconds; "-" for a
+    solver that refused a problem, since its sums would be of others. Lines that no solver has a
+    number for are left out.
 
     Raises:
-        ValueError: no records, or two of the same problem and solver.
+        ValueError: no records, or two of the same problem, solver and seed.
     """
-    runs: dict[str, dict[str, Record]] = {}
+    runs: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        run = runs.setdefault(record.solver, {})
-        if run.setdefault(record.problem, record) is not record:
+        of_problem = runs.setdefault(record.solver, {}).setdefault(_case_name(record), [])
+        if any(other.seed == record.seed for other in of_problem):
             raise ValueError(
-                f"two records are of {record.solver!r} on {record.problem!r}; give those of one "
-                "comparison with one seed."
+                f"two records are of {record.solver!r} on {record.problem!r} with seed "
+                f"{record.seed}; give those of one comparison."
             )
-    problems = list(dict.fromkeys(record.problem for record in records))
+        of_problem.append(record)
+    names = list(dict.fromkeys(map(_case_name, records)))
     rows = [
-        {_RATIO: problem, **{s: run[problem].ratio for s, run in runs.items() if problem in run}}
-        for problem in problems
+        {
+            _RATIO: name,
+            **{s: _mean(r.ratio for r in run[name]) for s, run in runs.items() if name in run},
+        }
+        for name in names
     ]
-    summaries = {
-        solver: _summary(list(run.values()), len(problems)) for solver, run in runs.items()
-    }
-    for name in ("geometric mean", "sum of energies", "seconds"):
-        rows.append({_RATIO: name, **{solver: of[name] for solver, of in summaries.items()}})
-    return "\n".join([markdown_table(rows), *_refusals(runs, len(problems))])
+    summaries = {solver: _summary(run, len(names)) for solver, run in runs.items()}
+    for line in next(iter(summaries.values()), {}):
+        values = {solver: of[line] for solver, of in summaries.items()}
+        if line in _ALWAYS or any(value is not None for value in values.values()):
+            rows.append({_RATIO: line, **values})
+    return "\n".join([markdown_table(rows), *_refusals(runs, len(names))])
 
 
 def plot_energy_per_layer(ratios: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
@@ -137,25 +145,57 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _summary(run: Sequence[Record], problems: int) -> dict[str, float | None]:
-    solved = [record for record in run if record.energy is not None]
-    if len(solved) < problems:
-        return dict.fromkeys(("geometric mean", "sum of energies", "seconds"))
-    logs = [math.log(record.ratio) for record in solved if record.ratio and record.ratio > 0]
-    nearest = sum(record.energy_nearest for record in solved)
+def _case_name(record: Record) -> str:
+    return f"{record.problem} ({record.calibration})" if record.calibration else record.problem
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None where there are no values or one is None."""
+    numbers = list(values)
+    known = [number for number in numbers if number is not None]
+    return sum(known) / len(known) if known and len(known) == len(numbers) else None
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _geometric_mean(ratios: Iterable[float | None]) -> float | None:
+    """None where there are no ratios, or one is None or not positive."""
+    logs = [math.log(ratio) if ratio is not None and ratio > 0 else None for ratio in ratios]
+    mean = _mean(logs)
+    return None if mean is None else math.exp(mean)
+
+
+def _summary(run: Mapping[str, Sequence[Record]], problems: int) -> dict[str, object]:
+    """What stands in the last lines of a solver's column."""
+    every = [record for records in run.values() for record in records]
+    if len(run) < problems or any(record.energy is None for record in every):
+        every = []
+    energy = sum(record.energy or 0 for record in every)
+    bounded = bool(every) and all(record.best_bound is not None for record in every)
+    known = sum(record.known_rows for record in every)
+    ratios = [_mean(record.ratio for record in records) for records in run.values()]
+    held_out = [
+        _mean(_quotient(record.held_out, record.held_out_nearest) for record in records)
+        for records in run.values()
+    ]
     return {
-        "geometric mean": math.exp(sum(logs) / problems) if len(logs) == problems else None,
-        "sum of energies": sum(record.energy or 0 for record in solved) / nearest
-        if nearest
+        "geometric mean": _geometric_mean(ratios) if every else None,
+        "held out": _geometric_mean(held_out) if every else None,
+        "sum of energies": _quotient(energy, sum(record.energy_nearest for record in every)),
+        "over the bounds": _quotient(energy, sum(record.best_bound or 0 for record in every))
+        if bounded
         else None,
-        "seconds": sum(record.seconds or 0 for record in solved),
+        "rows exact": f"{sum(record.exact_rows for record in every)} of {known}" if known else None,
+        "seconds": sum(record.seconds or 0 for record in every) if every else None,
     }
 
 
-def _refusals(runs: Mapping[str, Mapping[str, Record]], problems: int) -> list[str]:
+def _refusals(runs: Mapping[str, Mapping[str, Sequence[Record]]], problems: int) -> list[str]:
     lines = []
     for solver, run in runs.items():
-        if refused := [record for record in run.values() if record.refused]:
+        if refused := [records[0] for records in run.values() if records[0].refused]:
             first = refused[0]
             lines.append(
                 f"\n{solver} refused {len(refused)} of {problems} problems, first "

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from qubo_rounding.cli import app, split_solvers
-from qubo_rounding.compare import read_records
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.records import read_records
 from qubo_rounding.testing import random_problem
 
 COMMANDS = ("demo", "problems", "solve", "compare", "quantize", "report")
@@ -150,6 +151,28 @@ def test_compare_prints_a_table_and_writes_the_records(problem_file: Path, tmp_p
     records = [(r.problem, r.solver) for r in read_records(table)]
     assert len(records) == 6
     assert {name for name, _ in records} == {"problem", "other"}
+
+
+def test_compare_takes_folders_seeds_and_held_out_files(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("problems", "held-out", "empty")]
+    for seed, folder in enumerate(folders[:2]):
+        folder.mkdir()
+        drawn = random_problem(1, 2, 5, seed=seed)
+        replace(random_problem(1, 2, 5), gram=drawn.gram).save(folder / "p.npz")
+    table = tmp_path / "records.csv"
+    call = ["compare", folders[0], "--solvers", "gptq,enumeration", "--held-out", folders[1]]
+    call += ["--seed", 3, "--seeds", 2, "--study", tmp_path / "study", "-o", table]
+    text = output_of(*call)
+    records = read_records(table)
+    assert [(r.solver, r.seed) for r in records] == [
+        (solver, seed) for seed in (3, 4) for solver in ("gptq", "enumeration")
+    ]
+    assert all(r.held_out is not None and r.known_rows == 2 for r in records)
+    for line in ("held out", "over the bounds", "rows exact"):
+        assert f"| {line} " in text
+    assert output_of(*call) == text  # nothing was measured again, seconds included
+    folders[2].mkdir()
+    assert "holds no problem files" in refused("compare", folders[2], "--solvers", "nearest")
 
 
 @pytest.mark.parametrize(

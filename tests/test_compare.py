@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
 
 import pytest
 import torch
 
-from qubo_rounding.compare import (
-    CrossCheckError,
-    Record,
-    compare,
-    read_records,
-    run_solver,
-    write_records,
-)
+from qubo_rounding import records as records_module
+from qubo_rounding.compare import compare, run_solver
+from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers import Descent, Enumeration, Nearest, RefusedError, Solver
+from qubo_rounding.study import Case
 from qubo_rounding.testing import random_problem
 
 
@@ -131,7 +127,7 @@ def test_a_doctored_solver_is_named_with_the_problem(problem):
 def test_records_hold_the_scores(problem):
     other = random_problem(1, 4, 30, seed=2)
     solvers = {"near": Nearest(), "exact": Enumeration(max_assignments=2**10)}
-    near, exact, far, refused = compare({"small": problem, "wide": other}, solvers, seed=3)
+    near, exact, far, refused = compare({"small": problem, "wide": other}, solvers, seeds=[3])
     least = Enumeration().solve(problem).energy.sum()
     assert (exact.problem, exact.g, exact.r, exact.d) == ("small", 2, 3, 7)
     assert (exact.solver, exact.configuration) == ("exact", repr(solvers["exact"]))
@@ -148,7 +144,7 @@ def test_records_hold_the_scores(problem):
 
 
 def test_records_know_where_they_come_from(problem):
-    (record,) = compare([("p", problem)], {"near": Nearest()})
+    (record,) = compare([Case("p", problem)], {"near": Nearest()})
     assert record.torch_version == torch.__version__
     assert record.threads == torch.get_num_threads()
     assert record.device == "cpu"
@@ -165,8 +161,8 @@ def test_the_commit_is_that_of_the_package_alone(problem, tmp_path, monkeypatch)
         return subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     def commit(file: Path) -> str:
-        monkeypatch.setitem(compare.__globals__, "__file__", str(file))
-        return compare([("p", problem)], {"near": Nearest()})[0].commit
+        monkeypatch.setattr(records_module, "__file__", str(file))
+        return compare([Case("p", problem)], {"near": Nearest()})[0].commit
 
     installed = tmp_path / "environment" / "package" / "compare.py"
     installed.parent.mkdir(parents=True)
@@ -208,8 +204,8 @@ def test_the_first_run_is_off_the_clock(problem):
 
 def test_problems_come_one_at_a_time(problem):
     def generated():
-        yield "a", problem
-        yield "a", problem
+        yield Case("a", problem)
+        yield Case("a", problem)
 
     with pytest.raises(ValueError, match="two problems are named 'a'"):
         compare(generated(), {"near": Nearest()})
@@ -220,41 +216,3 @@ def test_progress_goes_to_standard_error(problem, capsys):
     printed = capsys.readouterr()
     assert "problems" in printed.err
     assert printed.out == ""
-
-
-def test_records_survive_the_file(problem, tmp_path):
-    solvers = {"near, with comma": Nearest(), "never": Unwilling(), "exact": Enumeration()}
-    records = compare({'a "quoted" name': problem}, solvers)
-    path = write_records(tmp_path / "records.csv", records)
-    assert read_records(path) == records
-    assert [file.name for file in tmp_path.iterdir()] == ["records.csv"]
-
-
-def test_no_records_are_a_file_with_a_head(tmp_path):
-    path = write_records(tmp_path / "none.csv", [])
-    assert path.read_text().startswith("problem,g,r,d,solver")
-    assert read_records(path) == []
-
-
-def test_a_foreign_table_is_named(tmp_path):
-    path = tmp_path / "foreign.csv"
-    path.write_text("method,top-1\nnearest,0.1\n")
-    with pytest.raises(ValueError, match=r"foreign.csv has the columns \['method', 'top-1'\]"):
-        read_records(path)
-
-
-def test_a_damaged_line_is_named(problem, tmp_path):
-    (record,) = compare({"p": problem}, {"near": Nearest()})
-    path = write_records(tmp_path / "records.csv", [record])
-    text = path.read_text()
-    path.write_text(text.replace("\np,2,3,7", "\np,2,three,7"))
-    with pytest.raises(ValueError, match=r"records.csv, line 2: .*three"):
-        read_records(path)
-    path.write_text(text[: text.index("\np,2") + 5])
-    with pytest.raises(ValueError, match=r"records.csv, line 2"):
-        read_records(path)
-
-
-def test_the_table_has_a_column_for_every_field(problem):
-    (record,) = compare({"p": problem}, {"near": Nearest()})
-    assert list(asdict(record)) == list(Record.__dataclass_fields__)

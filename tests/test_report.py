@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qubo_rounding.compare import Record
 from qubo_rounding.evaluation import Evaluation
+from qubo_rounding.records import Record
 from qubo_rounding.report import (
     markdown_table,
     plot_accuracy,
@@ -24,6 +24,7 @@ from qubo_rounding.testing import random_problem
 
 RECORD = Record(
     problem="stem",
+    fingerprint="0",
     g=1,
     r=2,
     d=3,
@@ -145,9 +146,30 @@ def test_no_mean_of_ratios_that_have_none():
     assert cells(records_table(negative))["geometric mean"] == ["-"]
 
 
-def test_two_records_of_one_solver_and_problem_are_refused():
-    with pytest.raises(ValueError, match="two records are of 'nearest' on 'stem'"):
-        records_table([RECORD, replace(RECORD, seed=1)])
+def test_two_records_of_one_cell_are_refused():
+    with pytest.raises(ValueError, match="two records are of 'nearest' on 'stem' with seed 0"):
+        records_table([RECORD, replace(RECORD, configuration="Nearest(x)")])
+
+
+def test_seeds_are_averaged_and_calibration_sets_kept_apart():
+    records = [
+        replace(solved("stem", "a", energy, 4), calibration=images, seed=seed)
+        for images, seed, energy in (("64", 0, 1), ("64", 1, 3), ("256", 0, 2))
+    ]
+    table = cells(records_table(records))
+    assert (table["stem (64)"], table["stem (256)"]) == (["0.5000"], ["0.5000"])
+    assert table["sum of energies"] == ["0.5000"]
+
+
+def test_lines_of_what_is_known_appear_when_something_is():
+    plain = cells(records_table([solved("stem", "a", 1, 4)]))
+    assert {"held out", "over the bounds", "rows exact"}.isdisjoint(plain)
+    known = replace(solved("stem", "a", 3, 4), best_bound=2.0, known_rows=2, exact_rows=1)
+    known = replace(known, held_out=3.0, held_out_nearest=6.0)
+    table = cells(records_table([known]))
+    assert table["held out"] == ["0.5000"]
+    assert table["over the bounds"] == ["1.500"]
+    assert table["rows exact"] == ["1 of 2"]
 
 
 def draw(kind: str, path: Path) -> Path:
