@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,11 +84,8 @@ def compare(
             for the same problem, or a study of other data.
         ValueError: two problems of one name and calibration, or a study that is not readable.
     """
-    cases: Iterable[Case] = (
-        (Case(name, problem) for name, problem in problems.items())
-        if isinstance(problems, Mapping)
-        else problems
-    )
+    named: Iterable[Any] = problems.items() if isinstance(problems, Mapping) else ()
+    cases = [Case(*pair) for pair in named] or cast(Iterable[Case], problems)
     origin = provenance()
     kept = None if study is None else Study(study)
     records: dict[tuple[str, str], list[Record]] = {}
