@@ -84,13 +84,11 @@ def compare(
             for the same problem, or a study of other data.
         ValueError: two problems of one name and calibration, or a study that is not readable.
     """
-    named: Iterable[Any] = problems.items() if isinstance(problems, Mapping) else ()
-    cases = [Case(*pair) for pair in named] or cast(Iterable[Case], problems)
     origin = provenance()
     kept = None if study is None else Study(study)
     records: dict[tuple[str, str], list[Record]] = {}
     with watching(progress=progress):
-        for case in tqdm(cases, desc="problems", disable=not progress):
+        for case in tqdm(_cases(problems), desc="problems", disable=not progress):
             key = case.name, case.calibration
             if key in records:
                 raise ValueError(f"two problems are named {case.name!r}; give each its own name.")
@@ -107,6 +105,13 @@ def compare(
                 kept.keep(list(there.values()))
             records[key] = [there[cell].record for cell in asked]
     return [record for of_case in records.values() for record in of_case]
+
+
+def _cases(problems: Mapping[str, RoundingProblem] | Iterable[Case]) -> Iterable[Case]:
+    if not isinstance(problems, Mapping):
+        return problems
+    by_name = cast(Mapping[str, RoundingProblem], problems)
+    return [Case(name, problem) for name, problem in by_name.items()]
 
 
 def _outcome(
