@@ -36,6 +36,7 @@ from qubo_rounding.records import write_records
 from qubo_rounding.report import markdown_table, records_table
 from qubo_rounding.solvers import make_solver
 from qubo_rounding.study import Case
+from qubo_rounding.study_page import write_study_page
 from qubo_rounding.watch import watching
 
 app = typer.Typer(
@@ -195,18 +196,24 @@ app.command()(quantize)
 @app.command()
 @reports_errors
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a finished quantize")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder of a finished quantize, or of a study")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the page; RUN/report.html if not given")
     ] = None,
+    layer: Annotated[str | None, typer.Option(help="which layer to show closely")] = None,
 ) -> None:
-    """Write one HTML page about a run: tables that sort, and pictures.
+    """Write one HTML page about a run or a study: tables that sort, and pictures.
 
     Example: qubo-rounding report runs/lite0
     """
     if output and not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
-    typer.echo(write_page(run, output))
+    if (run / "records.csv").is_file():
+        typer.echo(write_study_page(run, output))
+    else:
+        typer.echo(write_page(run, output, layer=layer))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from torch import Tensor
 
 from qubo_rounding.evaluation import Evaluation
+from qubo_rounding.means import geometric_mean
 from qubo_rounding.problem import RoundingProblem, Solution
 
 # Okabe and Ito 2008, told apart by every kind of colour vision; their yellow is too pale on white.
@@ -61,7 +62,7 @@ def energy_figure(ratios: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.plot(
             np.arange(len(layers)) + offsets[number],
             [of_method.get(layer, math.nan) for layer in layers],
-            label=f"{method} ({_geometric_mean(of_method.values()):.3g})",
+            label=f"{method} ({geometric_mean(of_method.values()):.3g})",
             color=PALETTE[number % len(PALETTE)],
             marker=MARKERS[number % len(MARKERS)],
             markersize=5,
@@ -168,10 +169,6 @@ def _check_ratios(ratios: Mapping[str, Mapping[str, float]]) -> None:
                     f"{method!r} has energy ratio {ratio} on {layer!r}; a logarithmic axis shows "
                     "positive numbers, so leave that layer out."
                 )
-
-
-def _geometric_mean(ratios: Iterable[float]) -> float:
-    return math.exp(np.mean([math.log(ratio) for ratio in ratios]))
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:

@@ -103,7 +103,8 @@ def quantise(
             calibration Grams will do.
         layers: names of the layers to round; None means all that are found and reached.
         skip: names to leave out.
-        run: folder that keeps finished layers; the same call resumes there, to the same bits.
+        run: folder that keeps finished layers and the problems of small ones; the same call
+            resumes there, to the same bits.
         seed: everything random follows from it, layer by layer.
         memory: bytes that sequential calibration may hold in suspended passes, about; with a
             reconstruction half of them are for the inputs and targets of the layer at hand, of
@@ -265,14 +266,14 @@ class _Work:
         """Round one layer, or take it from the run folder, and put it into the rounded network."""
         done = self.folder.load(step.layer.name) if self.folder else None
         if done is None:
-            done = self._round(step)
+            done, problem = self._round(step)
             if self.folder:
-                self.folder.save(done)
+                self.folder.save(done, problem)
         self.rounder.finish(step.layer)
         install(self.model, self.rounded, step.layer, done)
         return done
 
-    def _round(self, step: Step) -> RoundedLayer:
+    def _round(self, step: Step) -> tuple[RoundedLayer, RoundingProblem]:
         layer, settings = step.layer, self.settings
         gram, held = step.grams()
         weight = matrix_of(self.model, layer)
@@ -305,10 +306,9 @@ class _Work:
             solver=str(solution.stats.get("solved_by", self.rounder.name)),
             stats=solution.stats,
         )
-        refitted = found.posed.grid
-        return RoundedLayer(
-            solution.levels, refitted.scale, refitted.zero_point, found.shift, record
-        )
+        grid = found.posed.grid
+        done = RoundedLayer(solution.levels, grid.scale, grid.zero_point, found.shift, record)
+        return done, found.posed.problem
 
 
 def nearest_network(

@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from qubo_rounding.atomic import atomic_path
 from qubo_rounding.evaluation import Evaluation
-from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure
-from qubo_rounding.run_figures import effort_figure, width_figure
-from qubo_rounding.run_folder import LayerRecord
+from qubo_rounding.figures import accuracy_figure, energy_figure, gram_flips_figure
+from qubo_rounding.html_parts import picture, table, write_html
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.run_figures import course_figure, effort_figure, settling_figure, width_figure
+from qubo_rounding.run_folder import LayerRecord, load_layer, problem_file
 
-_READABLE = 60  # pixels an inch of a picture on small screens, which scroll it
-_PERCENT = frozenset({"top1", "top5", "agreement", "float_iou", "flipped"})  # shares, by column
+_READABLE_WIDTH = 96  # columns of the layer that is shown closely
 
 
-def write_page(run: str | Path, path: str | Path | None = None) -> Path:
+def write_page(
+    run: str | Path, path: str | Path | None = None, *, layer: str | None = None
+) -> Path:
     """Write the page of a run folder that `qubo-rounding quantize` has finished; returns its path.
 
     Args:
         run: the folder, with its summary.json.
         path: of the page; None is report.html in the folder.
+        layer: which to show closely; None is a layer of middling width whose problem is kept.
 
     Raises:
-        ValueError: there is no summary, or it is none of a run.
+        ValueError: there is no summary, it is none of a run, or has no such layer.
     """
     run = Path(run)
     summary = _read(run / "summary.json")
     try:
         records = [LayerRecord(**layer) for layer in summary["layers"]]
-        body = "\n".join(_sections(summary, records))
+        chosen = _chosen(run, records, layer)
+        parts = _sections(summary, records, _close_up(run, chosen, records))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{run / 'summary.json'} lacks what a run writes ({error}); run quantize again."
         ) from None
-    title = html.escape(f"{summary.get('model', run.name)}: {_bits(records)}")
-    template = resources.files("qubo_rounding").joinpath("page_template.html").read_text()
-    target = run / "report.html" if path is None else Path(path)
-    with atomic_path(target) as temporary:
-        temporary.write_text(Template(template).substitute(title=title, body=body))
-    return target
+    title = f"{summary.get('model', run.name)}: {_bits(records)}"
+    return write_html(run / "report.html" if path is None else Path(path), title, parts)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -70,9 +62,45 @@ def _bits(records: Sequence[LayerRecord]) -> str:
     return f"{len(records)} layers at {', '.join(map(str, bits))} bits"
 
 
-def _sections(summary: Mapping[str, Any], records: Sequence[LayerRecord]) -> list[str]:
+def _chosen(run: Path, records: Sequence[LayerRecord], layer: str | None) -> LayerRecord | None:
+    """The layer to show closely: the one named, or one whose picture can be read."""
+    if layer is not None:
+        found = [record for record in records if record.name == layer]
+        if not found:
+            names = [record.name for record in records]
+            raise ValueError(f"the run has no layer {layer!r}; it has {names}.")
+        return found[0]
+    drawable = [r for r in records if r.r > 1 and problem_file(run, r.name).is_file()]
+    # About so many columns and rows are seen as a pattern, each for itself.
+    return min(drawable, key=lambda r: abs(math.log(r.d / _READABLE_WIDTH)), default=None)
+
+
+def _close_up(run: Path, record: LayerRecord | None, records: Sequence[LayerRecord]) -> list[str]:
+    """Pictures of one layer, and of how layers were learned, where they were."""
+    name = None if record is None else record.name
+    parts = []
+    if any("course" in one.stats for one in records):
+        parts.append(picture("How the layers were learned", course_figure(records, name)))
+    if record is None:
+        return parts
+    if "h_before" in record.stats:
+        parts.append(picture(f"h(V) of {name}", settling_figure(record)))
+    done, file = load_layer(run, record.name), problem_file(run, record.name)
+    if done is None or not file.is_file():
+        return parts
+    problem = RoundingProblem.load(file)
+    # Blocks learned afterwards have other levels than those that the folder keeps of each layer.
+    if int((done.levels != problem.nearest()).sum()) == record.flips:
+        figure = gram_flips_figure(problem, done.levels)
+        parts.append(picture(f"Inputs and flipped weights of {name}", figure))
+    return parts
+
+
+def _sections(
+    summary: Mapping[str, Any], records: Sequence[LayerRecord], close_up: Sequence[str]
+) -> list[str]:
     networks = summary["networks"]
-    parts = [_table(networks)]
+    parts = [table(networks)]
     evaluations = {
         str(row["network"]): Evaluation(
             row["images"], row.get("top1"), top1_interval=_pair(row.get("top1_interval"))
@@ -81,20 +109,21 @@ def _sections(summary: Mapping[str, Any], records: Sequence[LayerRecord]) -> lis
         if row.get("top1") is not None
     }
     if evaluations:
-        parts.append(_picture("Accuracy", accuracy_figure(evaluations, networks[0]["top1"])))
+        parts.append(picture("Accuracy", accuracy_figure(evaluations, networks[0]["top1"])))
     ratios = _ratios(records)
     if ratios:
-        parts.append(_picture("Energy, layer by layer", energy_figure(ratios)))
-        parts.append(_picture("Energy and width", width_figure(records)))
-    parts.append(_picture("What was changed, and what it took", effort_figure(records)))
-    parts += ["<h2>Layers</h2>", _table([_layer_row(record) for record in records])]
+        parts.append(picture("Energy, layer by layer", energy_figure(ratios)))
+        parts.append(picture("Energy and width", width_figure(records)))
+    parts.append(picture("What was changed, and what it took", effort_figure(records)))
+    parts += close_up
+    parts += ["<h2>Layers</h2>", table([_layer_row(record) for record in records])]
     parts.append("<h2>Left as it was</h2>")
     skipped = [{"module": name, "why": why} for name, why in summary["skipped"].items()]
-    parts.append(_table(skipped) if skipped else "<p>Nothing.</p>")
+    parts.append(table(skipped) if skipped else "<p>Nothing.</p>")
     parts.append("<h2>How it was made</h2>")
     made = {**summary.get("arguments", {}), **summary.get("provenance", {})}
     made["seconds"] = f"{summary['seconds']:.0f}"
-    parts.append(_table([{"what": key, "value": str(value)} for key, value in made.items()]))
+    parts.append(table([{"what": key, "value": str(value)} for key, value in made.items()]))
     return parts
 
 
@@ -133,47 +162,3 @@ def _layer_row(record: LayerRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "solver": record.solver,
     }
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    columns = [column for column in columns if not column.endswith("_interval")]
-    heads = "".join(_head(column, [row.get(column) for row in rows]) for column in columns)
-    lines = [
-        "<tr>" + "".join(_cell(row.get(key), key in _PERCENT) for key in columns) + "</tr>"
-        for row in rows
-    ]
-    return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _head(column: str, values: Sequence[Any]) -> str:
-    known = [value for value in values if value is not None]
-    numbers = bool(known) and all(isinstance(value, (int, float)) for value in known)
-    kind = ' class="number"' if numbers else ""
-    return f'<th scope="col"{kind}><button>{html.escape(column)}</button></th>'
-
-
-def _cell(value: Any, percent: bool) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return '<td data-value="">-</td>'
-    if isinstance(value, (int, float)):
-        shown = f"{100 * value:.1f} %" if percent else f"{value:,}"
-        if isinstance(value, float) and not percent:
-            shown = f"{value:.4g}"
-        return f'<td class="number" data-value="{value!r}">{shown}</td>'
-    return f"<td>{html.escape(str(value))}</td>"
-
-
-def _picture(title: str, figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue().encode()).decode()
-    name, least = html.escape(title), round(_READABLE * figure.get_figwidth())
-    image = (
-        f'<img alt="{name}" style="min-width: {least}px" src="data:image/svg+xml;base64,{data}">'
-    )
-    return f"<h2>{name}</h2><figure>{image}</figure>"

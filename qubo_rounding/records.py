@@ -89,6 +89,13 @@ class Record:
     time: str
 
     @property
+    def held_out_ratio(self) -> float | None:
+        """Held-out energy relative to nearest's; None without."""
+        if self.held_out is None or not self.held_out_nearest:
+            return None
+        return self.held_out / self.held_out_nearest
+
+    @property
     def cell(self) -> tuple[str, str, str, str, int]:
         """What the row measures: problem, calibration, solver, its configuration, seed."""
         return self.problem, self.calibration, self.solver, self.configuration, self.seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.evaluation import Evaluation
 from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure, gram_flips_figure
+from qubo_rounding.means import geometric_mean
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.records import Record
 
@@ -160,13 +160,6 @@ def _quotient(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _geometric_mean(ratios: Iterable[float | None]) -> float | None:
-    """None where there are no ratios, or one is None or not positive."""
-    logs = [math.log(ratio) if ratio is not None and ratio > 0 else None for ratio in ratios]
-    mean = _mean(logs)
-    return None if mean is None else math.exp(mean)
-
-
 def _summary(run: Mapping[str, Sequence[Record]], problems: int) -> dict[str, object]:
     """What stands in the last lines of a solver's column."""
     every = [record for records in run.values() for record in records]
@@ -176,13 +169,10 @@ def _summary(run: Mapping[str, Sequence[Record]], problems: int) -> dict[str, ob
     bounded = bool(every) and all(record.best_bound is not None for record in every)
     known = sum(record.known_rows for record in every)
     ratios = [_mean(record.ratio for record in records) for records in run.values()]
-    held_out = [
-        _mean(_quotient(record.held_out, record.held_out_nearest) for record in records)
-        for records in run.values()
-    ]
+    held_out = [_mean(record.held_out_ratio for record in records) for records in run.values()]
     return {
-        "geometric mean": _geometric_mean(ratios) if every else None,
-        "held out": _geometric_mean(held_out) if every else None,
+        "geometric mean": geometric_mean(ratios) if every else None,
+        "held out": geometric_mean(held_out) if every else None,
         "sum of energies": _quotient(energy, sum(record.energy_nearest for record in every)),
         "over the bounds": _quotient(energy, sum(record.best_bound or 0 for record in every))
         if bounded

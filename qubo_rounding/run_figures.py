@@ -1,4 +1,4 @@
-"""Pictures of one run: its layers by width, and what each layer's rounding changed and took."""
+"""Pictures of one run: layers by width, what rounding changed and took, how learning went."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from qubo_rounding.figures import PALETTE, STYLE
 from qubo_rounding.run_folder import LayerRecord
+
+_MANY = 0.25  # opacity of one of many curves
 
 
 @matplotlib.rc_context(STYLE)
@@ -66,4 +68,66 @@ def effort_figure(records: Sequence[LayerRecord]) -> Figure:
     lower.set_xlabel("layer, in the order of execution")
     for axes in (upper, lower):
         axes.grid(axis="y")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def course_figure(records: Sequence[LayerRecord], layer: str | None = None) -> Figure:
+    """Loss, relative to its first value, and share of unsettled weights while layers were learned.
+
+    Args:
+        records: of layers with a course; others are left out.
+        layer: which curve to draw strongly; None draws none so.
+
+    Raises:
+        ValueError: no layer has a course.
+    """
+    courses = {r.name: r.stats["course"] for r in records if "course" in r.stats}
+    if not courses:
+        raise ValueError("no layer was learned; the relaxation alone has a course to draw.")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True)
+    for name, course in courses.items():
+        strong = name == layer or len(courses) == 1
+        look = {"color": PALETTE[4] if strong else PALETTE[3], "alpha": 1 if strong else _MANY}
+        look |= {"zorder": 3 if strong else 2, "linewidth": 2 if strong else 1}
+        first = course["loss"][0] or 1.0
+        upper.plot(course["iteration"], [loss / first for loss in course["loss"]], **look)
+        lower.plot(course["iteration"], [100 * share for share in course["unsettled"]], **look)
+    upper.set_yscale("log")
+    upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    upper.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    upper.yaxis.set_minor_formatter(NullFormatter())
+    which = f"; {layer} drawn strongly" if layer in courses and len(courses) > 1 else ""
+    upper.set_title(f"loss of the soft levels, relative to its first value{which}")
+    lower.set_title("weights whose h(V) is not yet 0 or 1, percent")
+    lower.set(xlabel="iteration", ylim=(0, None))
+    for axes in (upper, lower):
+        axes.grid()
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def settling_figure(record: LayerRecord) -> Figure:
+    """The histogram of h(V) before and after a layer was learned.
+
+    Raises:
+        ValueError: the layer was not learned.
+    """
+    if "h_before" not in record.stats:
+        raise ValueError(f"{record.name!r} was not learned; it has no h(V) to draw.")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    before, after = figure.subplots(1, 2)
+    for axes, key, title in (
+        (before, "h_before", "before: where the weights lie between their two levels"),
+        (after, "h_after", "after"),
+    ):
+        shares = [100 * share for share in record.stats[key]]
+        width = 1 / len(shares)
+        places = [width * (bin + 0.5) for bin in range(len(shares))]
+        axes.bar(places, shares, width=0.9 * width, color=PALETTE[0])
+        axes.set(xlabel="h(V)", xlim=(0, 1))
+        axes.set_title(title, fontsize=STYLE["font.size"])
+        axes.grid(axis="y")
+    before.set_ylabel("weights, percent")
     return figure

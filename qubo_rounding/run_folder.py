@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.kept_files import differing_keys, keep, kept
 from qubo_rounding.layers import Layer, bias_of, weight_of
+from qubo_rounding.problem import RoundingProblem
+
+_SMALL = 2**17  # elements of a Gram matrix: 1 MiB a layer
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,20 @@ class RunFolder:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
         return self.path / name
 
-    def save(self, layer: RoundedLayer) -> None:
-        """Keep a finished layer."""
+    def save(self, layer: RoundedLayer, problem: RoundingProblem) -> None:
+        """Keep a finished layer, and its problem where that is small: others may solve it."""
         if not self._settings_file.exists():
             self.write_json(self._settings_file.name, self._settings)
+        if problem.gram.numel() <= _SMALL:
+            path = problem_file(self.path, layer.record.name)
+            path.parent.mkdir(exist_ok=True)
+            problem.save(path)
         (self.path / "layers").mkdir(exist_ok=True)
         tensors = {
             f.name: getattr(layer, f.name) for f in fields(RoundedLayer) if f.name != "record"
         }
         record = json.dumps(asdict(layer.record))
-        keep(self._file(layer.record.name), tensors, {"record": record})
+        keep(_layer_file(self.path, layer.record.name), tensors, {"record": record})
 
     def load(self, name: str) -> RoundedLayer | None:
         """A finished layer, or None where it is still to be done.
@@ -167,16 +174,31 @@ class RunFolder:
         Raises:
             ValueError: its file is damaged.
         """
-        path = self._file(name)
-        if not path.exists():
-            return None
-        with kept(path) as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            record = LayerRecord(**json.loads(file.metadata()["record"]))
-            return RoundedLayer(**tensors, record=record)
+        return load_layer(self.path, name)
 
-    def _file(self, name: str) -> Path:
-        return self.path / "layers" / f"{name or 'model'}.safetensors"
+
+def load_layer(run: Path, name: str) -> RoundedLayer | None:
+    """A finished layer of a run folder, or None where it is still to be done.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    path = _layer_file(run, name)
+    if not path.exists():
+        return None
+    with kept(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        record = LayerRecord(**json.loads(file.metadata()["record"]))
+        return RoundedLayer(**tensors, record=record)
+
+
+def problem_file(run: Path, name: str) -> Path:
+    """Where a run folder keeps the problem of a small layer, as its solver had it."""
+    return run / "problems" / f"{name or 'model'}.npz"
+
+
+def _layer_file(run: Path, name: str) -> Path:
+    return run / "layers" / f"{name or 'model'}.safetensors"
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import batches, residual
 
+from qubo_rounding.network import quantise
 from qubo_rounding.page import write_page
 from qubo_rounding.run_folder import LayerRecord
+from qubo_rounding.solvers import AdaRound, Nearest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -90,6 +93,28 @@ def test_the_page_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert '<td data-value="">-</td>' in text  # a layer without a bound
     assert "75.0 %" in text
     assert page.read_text() == write_page(tmp_path / "run").read_text()
+
+
+def test_a_layer_is_shown_closely(tmp_path: Path) -> None:
+    solver = AdaRound(iterations=40)
+    result = quantise(residual(), batches(), solver=solver, run=tmp_path / "run")
+    layers = [asdict(one) for one in result.records]
+    write_run(tmp_path / "run", layers=layers)
+    text = write_page(tmp_path / "run").read_text()
+    for title in ("How the layers were learned", "h(V) of ", "Inputs and flipped weights of "):
+        assert f"<h2>{title}" in text
+    name = result.records[0].name
+    named = write_page(tmp_path / "run", layer=name).read_text()
+    assert f"<h2>Inputs and flipped weights of {name}</h2>" in named
+    with pytest.raises(ValueError, match=r"no layer 'x'; it has \['"):
+        write_page(tmp_path / "run", layer="x")
+
+
+def test_levels_that_are_not_the_results_are_not_shown(tmp_path: Path) -> None:
+    result = quantise(residual(), batches(), solver=Nearest(), run=tmp_path / "run")
+    layers = [asdict(one) | {"flips": 1} for one in result.records]  # as blocks change them
+    text = write_page(write_run(tmp_path / "run", layers=layers)).read_text()
+    assert "flipped weights of" not in text
 
 
 def test_shares_are_numbers_that_sort(tmp_path: Path) -> None:

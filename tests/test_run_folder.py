@@ -21,13 +21,15 @@ from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, quantise
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder
+from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, problem_file
 from qubo_rounding.solvers import Nearest, RefusedError, Solver, Stochastic
+from qubo_rounding.testing import random_problem
 
 MODES = ("independent", "sequential")
 RECORD = LayerRecord(
     "a.b", 1, 2, 3, 4, 0.5, 0.75, None, None, None, 0, 1, 0.1, "Nearest()", {"n": 1}
 )
+PROBLEM = random_problem(1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def layer() -> RoundedLayer:
 def test_a_layer_comes_back_as_it_was_kept(tmp_path: Path, layer: RoundedLayer) -> None:
     folder = RunFolder(tmp_path / "deep" / "run", {"seed": 0})
     assert folder.load("a.b") is None
-    folder.save(layer)
+    folder.save(layer, PROBLEM)
     back = RunFolder(tmp_path / "deep" / "run", {"seed": 0}).load("a.b")
     assert back is not None
     assert back.record == layer.record
@@ -90,13 +92,27 @@ def test_a_layer_comes_back_as_it_was_kept(tmp_path: Path, layer: RoundedLayer) 
 
 def test_a_network_that_is_one_layer_has_a_file_too(tmp_path: Path, layer: RoundedLayer) -> None:
     folder = RunFolder(tmp_path, {})
-    folder.save(replace(layer, record=replace(RECORD, name="")))
+    folder.save(replace(layer, record=replace(RECORD, name="")), PROBLEM)
     assert layer_file(tmp_path, "model").is_file()
     assert folder.load("") is not None
 
 
+def test_small_problems_are_kept_as_their_solvers_had_them(tmp_path: Path) -> None:
+    result = quantise(residual(), batches(), solver=Nearest(), run=tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "problems").iterdir()) == sorted(result.layers)
+    for name, done in result.layers.items():
+        kept = RoundingProblem.load(problem_file(tmp_path, name))
+        assert kept.meta["layer"] == name
+        assert float(kept.energy(done.levels).sum()) == done.record.energy
+
+
+def test_wide_problems_are_not_kept(tmp_path: Path, layer: RoundedLayer) -> None:
+    RunFolder(tmp_path, {}).save(layer, random_problem(1, 1, 400))
+    assert not (tmp_path / "problems").exists()
+
+
 def test_other_settings_are_named(tmp_path: Path, layer: RoundedLayer) -> None:
-    RunFolder(tmp_path, {"seed": 0, "solver": "Nearest()"}).save(layer)
+    RunFolder(tmp_path, {"seed": 0, "solver": "Nearest()"}).save(layer, PROBLEM)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 now\)"):
         RunFolder(tmp_path, {"seed": 1, "solver": "Nearest()"})
 
@@ -120,7 +136,7 @@ def test_a_run_killed_before_its_settings_were_written_can_start_anew(
 ) -> None:
     (tmp_path / ".settings.123.json").write_text("{")
     folder = RunFolder(tmp_path, {})
-    folder.save(layer)
+    folder.save(layer, PROBLEM)
     assert folder.load("a.b") is not None
 
 
@@ -147,7 +163,7 @@ def test_a_damaged_layer_file_is_refused_with_the_remedy(
     tmp_path: Path, layer: RoundedLayer, damage: Callable[[Path], None]
 ) -> None:
     folder = RunFolder(tmp_path, {})
-    folder.save(layer)
+    folder.save(layer, PROBLEM)
     damage(layer_file(tmp_path, "a.b"))
     with pytest.raises(ValueError, match=r"a\.b\.safetensors is damaged .*delete it and run again"):
         folder.load("a.b")

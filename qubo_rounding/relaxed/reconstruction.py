@@ -16,6 +16,7 @@ from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.choices import Choices, choices_of
+from qubo_rounding.relaxed.course import Course, histogram
 from qubo_rounding.relaxed.objective import Objective
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
 from qubo_rounding.solvers.annealing import Annealing
@@ -207,6 +208,10 @@ class SoftLayer:
         """Share of the weights that are not near a level yet."""
         return self._relaxation.unsettled(self._v.value, self.choices.room, self._progress)
 
+    def histogram(self) -> list[float]:
+        """The shares of the undecided weights by h(V), at this moment."""
+        return histogram(self._softened(self._progress)[0], self.choices.room)
+
     def learned(self) -> Learned:
         """The levels and the bias shift decided on."""
         levels = self.choices.lowest + self._relaxation.decide(self._v.value, self.choices.room)
@@ -252,13 +257,16 @@ def learn(
         checkpoint: where the state is kept now and then, and found again.
         label: of the progress bar.
     """
-    parts = [*layers, *objective.extra]
+    course, before = Course(settings.iterations), layers[0].histogram()
+    parts = [*layers, *objective.extra, course]
     first = checkpoint.restore(parts)
     loss = torch.zeros(())
 
+    def unsettled() -> float:
+        return max(layer.unsettled() for layer in layers)
+
     def note() -> str:
-        unsettled = max(layer.unsettled() for layer in layers)
-        return f"loss {float(loss):.3g}, unsettled {unsettled:.1%}"
+        return f"loss {float(loss):.3g}, unsettled {unsettled():.1%}"
 
     done = first
     for iteration in watched(range(first, settings.iterations), label, note):
@@ -272,11 +280,16 @@ def learn(
         for layer, *by in zip(layers, slopes.weights, slopes.shifts, strict=True):
             layer.learn(*by)
         loss, done = slopes.loss, iteration + 1
+        if course.due(iteration):
+            course.note(iteration, float(loss), unsettled())
         checkpoint.keep(parts, done)
     if not math.isfinite(float(loss)):
         raise ValueError(f"the loss of {label} is {float(loss)}; choose a smaller lr.")
-    unsettled = max(layer.unsettled() for layer in layers)
-    return {"iterations": done, "unsettled": unsettled, "last_loss": float(loss)}
+    told = {"iterations": done, "unsettled": unsettled(), "last_loss": float(loss)}
+    told |= {"course": course.told()}
+    if len(layers) == 1:
+        told |= {"h_before": before, "h_after": layers[0].histogram()}
+    return told
 
 
 def mean_loss(objective: Objective, weights: Sequence[Tensor], shifts: Sequence[Tensor]) -> float:

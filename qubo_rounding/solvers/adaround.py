@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
 from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.choices import Choices, choices_of
+from qubo_rounding.relaxed.course import Course, histogram
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.solver import Solver
@@ -63,18 +65,22 @@ class AdaRound(Solver):
         """The relaxation's levels; deterministic, the seed is the start's."""
         start = None if self.start is None else self.start.solve(problem, seed=seed)
         choices = choices_of(problem, self.relaxation, start)
-        v, done = self._optimise(problem, choices)
+        v, done, told = self._optimise(problem, choices)
         levels = choices.lowest + self.relaxation.decide(v, choices.room)
         unsettled = self.relaxation.unsettled(v, choices.room, done / self.iterations)
         if start is not None:
             best = BestLevels(problem, start.levels, start.energy)
             best.offer(levels)
             levels = best.levels
-        return problem.solution(levels, iterations=done, unsettled=unsettled)
+        return problem.solution(levels, iterations=done, unsettled=unsettled, **told)
 
-    def _optimise(self, problem: RoundingProblem, choices: Choices) -> tuple[Tensor, int]:
-        """V (g, r, d) after the last iteration, and how many there were; float32 throughout."""
+    def _optimise(
+        self, problem: RoundingProblem, choices: Choices
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """V (g, r, d) after the last iteration, how many there were, what to tell; in float32."""
+        unit = torch.ones_like(problem.unit)
         if self.normalise:
+            unit = torch.where(problem.unit > 0, problem.unit, 1.0)
             problem = problem.normalised()
         step = (problem.scale * choices.room).float()
         start = problem.errors(choices.lowest).float()
@@ -82,11 +88,22 @@ class AdaRound(Solver):
         linear = None if problem.linear is None else (problem.linear * step).float()
         force = 2 * step
         adam = Adam(self.relaxation.start(choices.share, choices.room), self.lr)
-        done = 0
+        course, done = Course(self.iterations), 0
+        h = self.relaxation.soften(adam.value, choices.room, 0.0)[0]
+        before = histogram(h, choices.room)
         for iteration in watched(range(self.iterations), "adaround"):
             progress = iteration / self.iterations
             h, slope = self.relaxation.soften(adam.value, choices.room, progress)
-            gradient = gram_product(torch.addcmul(start, step, h), gram).mul_(force)
+            errors = torch.addcmul(start, step, h)
+            gradient = gram_product(errors, gram)
+            if course.due(iteration):
+                soft = (gradient * errors).sum(dim=2, dtype=torch.float64)
+                if problem.linear is not None:
+                    soft += (problem.linear * errors).sum(dim=2)
+                loss = float(((soft + problem.offset) * unit[..., 0]).sum())
+                unsettled = self.relaxation.unsettled(adam.value, choices.room, progress)
+                course.note(iteration, loss, unsettled)
+            gradient.mul_(force)
             if linear is not None:
                 gradient += linear
             regulariser = self.relaxation.regulariser_slope(h, progress)
@@ -94,4 +111,6 @@ class AdaRound(Solver):
                 gradient.add_(regulariser, alpha=self.lam)
             adam.step(gradient.mul_(slope), self.relaxation.rate(progress))
             done = iteration + 1
-        return adam.value, done
+        h = self.relaxation.soften(adam.value, choices.room, 1.0)[0]
+        after = histogram(h, choices.room)
+        return adam.value, done, {"course": course.told(), "h_before": before, "h_after": after}

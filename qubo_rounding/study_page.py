@@ -1,0 +1,188 @@
+"""One page about a study: what every solver reached, in what time, and how far from the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from qubo_rounding.figures import MARKERS, PALETTE, STYLE
+from qubo_rounding.html_parts import picture, table, write_html
+from qubo_rounding.means import geometric_mean
+from qubo_rounding.records import Record, read_records
+
+_QUICKEST = 1e-4  # seconds; what is quicker is drawn here
+_ORIGIN = ("package_version", "torch_version", "python_version", "commit", "machine", "threads")
+
+
+def write_study_page(study: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of a study's folder, as `compare` keeps it; returns its path.
+
+    Args:
+        study: the folder, with its records.csv.
+        path: of the page; None is report.html in the folder.
+
+    Raises:
+        ValueError: there are no records, or they are not readable.
+    """
+    study = Path(study)
+    records = read_records(study / "records.csv")
+    solved = [record for record in records if record.energy is not None]
+    if not solved:
+        raise ValueError(f"{study / 'records.csv'} has no solved problem to show.")
+    parts = ["<h2>Solvers</h2>", table(_solver_rows(records))]
+    if any(record.ratio and record.seconds for record in solved):
+        parts.append(picture("Energy and time", time_figure(solved)))
+    if any(record.over_bound is not None for record in solved):
+        parts.append(picture("Energy over the best bound, by width", bound_figure(solved)))
+    parts += ["<h2>Every record</h2>", table([_row(record) for record in solved])]
+    parts.append("<h2>Refused</h2>")
+    refused = [
+        {"problem": r.problem, "solver": r.solver, "why": r.refused} for r in records if r.refused
+    ]
+    parts.append(table(refused) if refused else "<p>Nothing.</p>")
+    parts.append("<h2>Where it was measured</h2>")
+    origins = dict.fromkeys(tuple(getattr(r, name) for name in _ORIGIN) for r in records)
+    parts.append(table([dict(zip(_ORIGIN, origin, strict=True)) for origin in origins]))
+    title = f"{study.name}: {_count(records, 'problem')}, {_count(records, 'solver')}"
+    return write_html(study / "report.html" if path is None else Path(path), title, parts)
+
+
+@matplotlib.rc_context(STYLE)
+def time_figure(records: Sequence[Record]) -> Figure:
+    """Energy relative to nearest against seconds: a pale point a record, the means drawn strongly.
+
+    Args:
+        records: of solved problems; those without ratio or time are left out.
+
+    Raises:
+        ValueError: none is left.
+    """
+    shown = [r for r in records if r.ratio is not None and r.ratio > 0 and r.seconds is not None]
+    if not shown:
+        raise ValueError("no record has a ratio and a time to draw.")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (solver, of_solver) in enumerate(_by_solver(shown).items()):
+        look: dict[str, Any] = {
+            "color": PALETTE[number % len(PALETTE)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        seconds = [max(record.seconds or 0, _QUICKEST) for record in of_solver]
+        ratios = [record.ratio or 1 for record in of_solver]
+        axes.scatter(seconds, ratios, s=14, alpha=0.3, linewidths=0, **look)
+        means = [geometric_mean(seconds)], [geometric_mean(ratios)]
+        axes.scatter(*means, s=110, edgecolors="white", label=solver, zorder=3, **look)
+    axes.set_xscale("log")
+    _plain_logarithm(axes)
+    axes.set(xlabel="seconds a problem", ylabel="energy / energy of nearest")
+    axes.set_title("down and to the left is better; large: geometric means over all problems")
+    axes.grid()
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def bound_figure(records: Sequence[Record]) -> Figure:
+    """Energy over the best lower bound, less one and in percent, against the width of rows.
+
+    Args:
+        records: of solved problems; those without a bound are left out.
+
+    Raises:
+        ValueError: none is left.
+    """
+    shown = [r for r in records if r.over_bound is not None]
+    if not shown:
+        raise ValueError("no record has a bound to draw.")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (solver, of_solver) in enumerate(_by_solver(shown).items()):
+        axes.scatter(
+            [record.d for record in of_solver],
+            [max(0.0, 100 * ((record.over_bound or 1) - 1)) for record in of_solver],
+            color=PALETTE[number % len(PALETTE)],
+            marker=MARKERS[number % len(MARKERS)],
+            alpha=0.7,
+            label=solver,
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
+    axes.set_ylim(-0.02, None)
+    axes.set(xlabel="weights in a row", ylabel="percent above the best bound")
+    axes.set_title("0 is the proven optimum where all rows are proven")
+    axes.grid()
+    figure.legend(loc="outside lower left", ncols=3)
+    return figure
+
+
+def _by_solver(records: Sequence[Record]) -> Mapping[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.solver, []).append(record)
+    return found
+
+
+def _solver_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    rows = []
+    for solver, every in _by_solver(records).items():
+        solved = [record for record in every if record.energy is not None]
+        ratios = [record.ratio for record in solved]
+        held = [record.held_out_ratio for record in solved]
+        over = [record.over_bound for record in solved]
+        known = sum(record.known_rows for record in solved)
+        rows.append(
+            {
+                "solver": solver,
+                "runs": len(every),
+                "refused": len(every) - len(solved),
+                "energy / nearest": geometric_mean(ratios),
+                "held out / nearest": geometric_mean(held),
+                "energy / best bound": geometric_mean(over),
+                "rows exact": sum(record.exact_rows for record in solved) if known else None,
+                "rows known": known or None,
+                "seconds": sum(record.seconds or 0 for record in solved),
+            }
+        )
+    return rows
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "problem": record.problem,
+        "calibration": record.calibration or None,
+        "rows": record.g * record.r,
+        "columns": record.d,
+        "solver": record.solver,
+        "seed": record.seed,
+        "energy": record.energy,
+        "energy / nearest": record.ratio,
+        "held out / nearest": record.held_out_ratio,
+        "energy / best bound": record.over_bound,
+        "rows exact": record.exact_rows if record.known_rows else None,
+        "rows known": record.known_rows or None,
+        "proved by": record.proven_by or None,
+        "bits of optimum": record.bits_of_optimum,
+        "bits of AdaRound": record.bits_of_relaxation,
+        "seconds": record.seconds,
+    }
+
+
+def _plain_logarithm(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _count(records: Sequence[Record], what: str) -> str:
+    number = len({getattr(record, what) for record in records})
+    return f"{number} {what}{'' if number == 1 else 's'}"
