@@ -76,7 +76,7 @@ def time_figure(records: Sequence[Record]) -> Figure:
         seconds = [max(record.seconds or 0, _QUICKEST) for record in of_solver]
         ratios = [record.ratio or 1 for record in of_solver]
         axes.scatter(seconds, ratios, s=14, alpha=0.3, linewidths=0, **look)
-        means = [geometric_mean(seconds)], [geometric_mean(ratios)]
+        means = [geometric_mean(seconds) or 1], [geometric_mean(ratios) or 1]
         axes.scatter(*means, s=110, edgecolors="white", label=solver, zorder=3, **look)
     axes.set_xscale("log")
     _plain_logarithm(axes)
