@@ -8,6 +8,7 @@ from qubo_rounding.relaxed.softening import RELAXATIONS, Relaxation
 from qubo_rounding.solvers.adaround import AdaRound
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.auto import Auto
+from qubo_rounding.solvers.certified import Certified
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
 from qubo_rounding.solvers.cross_entropy import CrossEntropy
 from qubo_rounding.solvers.descent import Descent
@@ -30,6 +31,7 @@ from qubo_rounding.specification import made_from
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "auto": Auto,
+    "certified": Certified,
     "nearest": Nearest,
     "stochastic": Stochastic,
     "gptq": Gptq,
@@ -53,13 +55,13 @@ def make_solver(text: str) -> Solver:
     """The solver that `NAME[:key=value,...]` describes, NAME one of SOLVERS.
 
     Values are of the kind of the option's default: whole or decimal numbers, true or false, words,
-    or, for `start`, the name of another solver, and for `relaxation` one of RELAXATIONS:
-    `annealing:sweeps=500,start=nearest`.
+    or, for `start` and `solver`, the name of another solver, and for `relaxation` one of
+    RELAXATIONS: `annealing:sweeps=500,start=nearest`.
 
     Raises:
         ValueError: an unknown name or key, or a value that the solver does not allow.
     """
-    named = {"start": make_solver, "relaxation": make_relaxation}
+    named = {"start": make_solver, "solver": make_solver, "relaxation": make_relaxation}
     return made_from(text, SOLVERS, "solver", named)
 
 
@@ -80,6 +82,7 @@ __all__ = [
     "Annealing",
     "Auto",
     "BestOf",
+    "Certified",
     "CrossEntropy",
     "Descent",
     "DimodSampler",
