@@ -77,3 +77,8 @@ def alarm() -> Callable[[], bool]:
     """
     deadline = _current.get().deadline
     return lambda: time.monotonic() >= deadline
+
+
+def seconds_left() -> float:
+    """Until the time limit of the enclosing `watching` block; infinite without one."""
+    return _current.get().deadline - time.monotonic()
