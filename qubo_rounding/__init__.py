@@ -31,6 +31,7 @@ from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.compare import compare
 from qubo_rounding.equalisation import equalise
 from qubo_rounding.evaluation import Evaluation, evaluate, predict
+from qubo_rounding.gram_reduction import all_reduce_grams
 from qubo_rounding.grid import Grid, MinMax, OutputMSE, WeightMSE, fit_grid
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
@@ -93,6 +94,7 @@ from qubo_rounding.solvers import (
 from qubo_rounding.statistics import Gram, collect_grams, load_grams, save_grams
 from qubo_rounding.study import Case
 from qubo_rounding.watch import watching
+from qubo_rounding.workers import Spread, cluster, processes
 
 __version__ = "0.1.0"
 
@@ -140,15 +142,18 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverSampler",
+    "Spread",
     "Stochastic",
     "StraightThrough",
     "Tabu",
     "TemperatureSigmoid",
     "TreeSearch",
     "WeightMSE",
+    "all_reduce_grams",
     "attach",
     "bias_shift",
     "calibrate_activations",
+    "cluster",
     "collect_grams",
     "compare",
     "eigenvalue_bound",
@@ -174,6 +179,7 @@ __all__ = [
     "output_hessians",
     "predict",
     "problems",
+    "processes",
     "quantise",
     "read_records",
     "refit_scale",

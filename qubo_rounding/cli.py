@@ -13,13 +13,16 @@ from qubo_rounding.cli_options import (
     SOLVER_HELP,
     Bias,
     Bits,
+    Cluster,
     Equalise,
     Granularity,
     Images,
     Limit,
     ModelSpec,
     Seed,
+    Workers,
     reports_errors,
+    spreading,
 )
 from qubo_rounding.cli_quantize import quantize
 from qubo_rounding.compare import compare as compare_solvers
@@ -100,6 +103,8 @@ def solve(
     time_limit: Annotated[
         float | None, typer.Option(help="seconds after which iterative solvers stop")
     ] = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     as_json: Annotated[bool, typer.Option("--json", help="end with one JSON object")] = False,
 ) -> None:
     """Solve one problem file and write the solution file.
@@ -108,8 +113,11 @@ def solve(
     """
     check_npz_path(output)  # before the work that could not be kept after it
     posed, chosen = RoundingProblem.load(problem), make_solver(solver)
-    with watching(time_limit=time_limit, progress=not as_json):
-        solution, seconds = run_solver(posed, chosen, seed=seed)
+    with (
+        spreading(workers, cluster) as spread,
+        watching(time_limit=time_limit, progress=not as_json),
+    ):
+        solution, seconds = run_solver(posed, spread(chosen), seed=seed)
     solution.save(output)
     result = {
         "solver": solver,

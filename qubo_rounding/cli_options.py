@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from qubo_rounding.solvers import Solver
+from qubo_rounding.workers import Spread, cluster, processes
 
 SOLVER_HELP = "NAME[:key=value,...], such as annealing:sweeps=500,start=nearest"
 ModelSpec = Annotated[
@@ -27,6 +31,12 @@ Granularity = Annotated[
 ]
 Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="solve rows in so many processes; same bits")
+]
+Cluster = Annotated[
+    str | None, typer.Option(help="solve rows on a Dask cluster, such as tcp://node:8786")
+]
 Seed = Annotated[int, typer.Option(help="same seed, same bits")]
 
 
@@ -45,3 +55,23 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return reporting
+
+
+@contextmanager
+def spreading(workers: int | None, cluster_at: str | None) -> Iterator[Callable[[Solver], Solver]]:
+    """A function that gives a solver the workers that were asked for, if any.
+
+    Raises:
+        ValueError: both processes and a cluster were asked for.
+    """
+    if workers is not None and cluster_at is not None:
+        raise ValueError("give --workers or --cluster, not both.")
+    with ExitStack() as stack:
+        if workers is not None:
+            make = stack.enter_context(processes(workers))
+            yield lambda solver: Spread(solver, make)
+        elif cluster_at is not None:
+            executor = stack.enter_context(cluster(cluster_at))
+            yield lambda solver: Spread(solver, executor)
+        else:
+            yield lambda solver: solver

@@ -21,13 +21,16 @@ from qubo_rounding.cli_options import (
     SOLVER_HELP,
     Bias,
     Bits,
+    Cluster,
     Equalise,
     Granularity,
     Images,
     Limit,
     ModelSpec,
     Seed,
+    Workers,
     reports_errors,
+    spreading,
 )
 from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
@@ -103,6 +106,8 @@ def quantize(
         list[ExportFormat] | None,
         typer.Option(help="write the rounded network in this format, too; repeatable"),
     ] = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     seed: Seed = 0,
 ) -> None:
     """Round a whole network; the run folder receives its weights, layers and summary.json.
@@ -128,19 +133,24 @@ def quantize(
         equalise=equalise,
         act_bits=act_bits,
     )
-    result = quantise(
-        network,
-        loader,
-        **how,
-        finish=ActivationFinish() if finish else None,
-        settings=settings,
-        calibration=calibration,
-        skip=skip or (),
-        run=output,
-        seed=seed,
-        memory=memory * 2**30,
-        progress=True,
-    )
+    if "solver" not in how and (workers or cluster):
+        raise ValueError("--workers and --cluster spread a solver's rows; give --solver.")
+    with spreading(workers, cluster) as spread:
+        if "solver" in how:
+            how["solver"] = spread(how["solver"])
+        result = quantise(
+            network,
+            loader,
+            **how,
+            finish=ActivationFinish() if finish else None,
+            settings=settings,
+            calibration=calibration,
+            skip=skip or (),
+            run=output,
+            seed=seed,
+            memory=memory * 2**30,
+            progress=True,
+        )
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
         save_file(state, temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from qubo_rounding.cross_checks import (
     check_claim,
     check_modules_agree,
 )
+from qubo_rounding.folder_lock import locked
 from qubo_rounding.known_optima import KnownOptima
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.records import Record, provenance
@@ -85,9 +86,9 @@ def compare(
         ValueError: two problems of one name and calibration, or a study that is not readable.
     """
     origin = provenance()
-    kept = None if study is None else Study(study)
     records: dict[tuple[str, str], list[Record]] = {}
-    with watching(progress=progress):
+    with watching(progress=progress), nullcontext() if study is None else locked(Path(study)):
+        kept = None if study is None else Study(study)
         for case in tqdm(_cases(problems), desc="problems", disable=not progress):
             key = case.name, case.calibration
             if key in records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.fingerprint import Fingerprint
+
+_CHECKSUM = "sha256"  # its key in the metadata
 
 
 def keep(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors from any device to a file, which is whole or absent."""
+    """Write tensors from any device to a file, which is whole or absent, with a checksum."""
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    checked = {**metadata, _CHECKSUM: _checksum(on_cpu, metadata)}
     with atomic_path(path) as temporary:
-        save_file(on_cpu, temporary, metadata=dict(metadata))
+        save_file(on_cpu, temporary, metadata=checked)
 
 
 @contextmanager
@@ -26,10 +31,11 @@ def kept(path: Path) -> Iterator[Any]:
     """The open file, for `get_tensor` and `metadata`.
 
     Raises:
-        ValueError: it is damaged, or lacks what the block looks for.
+        ValueError: it is damaged, none of ours, or lacks what the block looks for.
     """
     try:
         with safe_open(path, framework="pt") as file:
+            _check(file)
             yield file
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
@@ -38,3 +44,21 @@ def kept(path: Path) -> Iterator[Any]:
 def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """The keys of either whose values are not the same, in order."""
     return [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+
+
+def _check(file: Any) -> None:
+    metadata = dict(file.metadata() or {})
+    told = metadata.pop(_CHECKSUM, None)
+    if told is None:
+        raise ValueError("it has no checksum")
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if told != _checksum(tensors, metadata):
+        raise ValueError("its checksum is another one")
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, tensors and metadata, in the order of their names."""
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {Fingerprint([tensors[name]])}".encode())
+    return digest.hexdigest()

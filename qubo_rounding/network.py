@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
 from qubo_rounding.fingerprint import Fingerprint
+from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
@@ -113,7 +114,7 @@ def quantise(
 
     Raises:
         ValueError: a layer name that is not there, settings out of range, nothing to round, or a
-            run folder of another run.
+            run folder of another run or in use by one.
         RefusedError: the solver refuses a layer; the message names the layer.
     """
     settings = settings or LayerSettings()
@@ -159,19 +160,20 @@ def quantise(
     work = _Work(plan.folded, rounded, rounder, settings, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
-    # Closing: a refused layer must not leave passes suspended.
-    with torch.no_grad(), bar, watching(progress=progress), closing(steps):
-        for step in steps:
-            bar.set_postfix_str(step.layer.name)
-            finished[step.layer.name] = work.do(step)
-            bar.update()
-    if isinstance(method, BlockReconstruction):
-        refinement = Refinement(
-            *(plan.folded, rounded, plan.layers, batches, settings, method),
-            *(seed, memory, place, progress),
-        )
-        with watching(progress=progress):
-            finished = refinement.refine(finished)
+    with nullcontext() if place is None else locked(place):
+        # Closing: a refused layer must not leave passes suspended.
+        with torch.no_grad(), bar, watching(progress=progress), closing(steps):
+            for step in steps:
+                bar.set_postfix_str(step.layer.name)
+                finished[step.layer.name] = work.do(step)
+                bar.update()
+        if isinstance(method, BlockReconstruction):
+            refinement = Refinement(
+                *(plan.folded, rounded, plan.layers, batches, settings, method),
+                *(seed, memory, place, progress),
+            )
+            with watching(progress=progress):
+                finished = refinement.refine(finished)
     return QuantisedNetwork(rounded, finished, plan.skipped)
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.accumulation import InputSums
-from qubo_rounding.kept_files import keep
+from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.passes import LayerCall, Pass, input_batches
 
@@ -220,12 +219,11 @@ def load_grams(path: str | Path) -> dict[str, Gram]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or holds something else.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            counts = json.loads((file.metadata() or {})["grams"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is no file of Grams. Give one that save_grams wrote.") from error
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file of Grams.")
+    with kept(Path(path)) as file:
+        counts = json.loads(file.metadata()["grams"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return {name: Gram(count=count, **_fields_of(name, tensors)) for name, count in counts}
 
 
