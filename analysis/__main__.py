@@ -1,0 +1,77 @@
+"""`python -m analysis` lists the scripts; `python -m analysis all --scale demo|kit|full` runs them.
+
+Scripts resume where they were stopped: rows that are in `results` are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from analysis.kit_networks import kit_folder
+from analysis.scripts import APART, SCRIPTS, Script
+from qubo_rounding.report import markdown_table
+
+
+def listing() -> str:
+    """All scripts as a table."""
+    rows = [
+        {
+            "script": f"`{script.module}`",
+            "what it answers": script.question,
+            "cores": script.cores,
+            "minutes": f"{script.minutes:g}",
+            "scales": ", ".join(scale for scale, _ in script.scales),
+        }
+        for script in (*SCRIPTS, *APART)
+    ]
+    return markdown_table(rows)
+
+
+def run(scripts: list[Script], scale: str, more: list[str]) -> list[str]:
+    """Run scripts one after the other; returns the names of those that failed."""
+    failed = []
+    for script in scripts:
+        arguments = script.arguments(scale) or ()
+        print(f"== {script.module} (about {script.minutes:g} minutes at kit scale)", flush=True)
+        began = time.monotonic()
+        call = [sys.executable, "-m", f"analysis.{script.module}", *arguments, *more]
+        if subprocess.run(call, check=False).returncode:
+            failed.append(script.module)
+        print(f"   {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    return failed
+
+
+def main() -> None:
+    """List, or run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("scripts", nargs="*", help="names, or all; without any they are listed")
+    parser.add_argument("--scale", choices=["demo", "kit", "full"], default="kit")
+    options, more = parser.parse_known_args()
+    if not options.scripts:
+        print(listing())
+        return
+    known = {script.module: script for script in SCRIPTS}
+    names = list(known) if options.scripts == ["all"] else options.scripts
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no script {unknown}; there are {', '.join(known)}")
+    if options.scale == "kit" and not kit_folder().is_dir():
+        parser.error(
+            f"the evaluation kit is not at {kit_folder()}; name its folder by QUBO_ROUNDING_KIT, "
+            "or take --scale demo."
+        )
+    scripts = [known[name] for name in names if known[name].arguments(options.scale) is not None]
+    failed = run(scripts, options.scale, more)
+    print(f"{len(scripts) - len(failed)} of {len(scripts)} scripts ran to their end.")
+    if failed:
+        sys.exit(f"these did not: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The list of scripts is that of the folder and of its README; small ones run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.correlation import rank_correlation
+from analysis.scripts import APART, SCRIPTS
+from analysis.toy import measure, toy_problem
+
+FOLDER = Path(__file__).parent.parent / "analysis"
+
+
+def analysis(*words: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "analysis", *words]
+    return subprocess.run(call, cwd=FOLDER.parent, capture_output=True, text=True, timeout=120)
+
+
+def test_every_script_is_listed_and_every_listed_one_is_there() -> None:
+    found = {
+        ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+        for path in FOLDER.rglob("*.py")
+        if "__main__" in path.read_text() and path.name != "__main__.py"
+    }
+    # What one of them starts in another environment is no script of its own.
+    assert found - {"benchmarks.adaround_peers_run"} == {
+        script.module for script in (*SCRIPTS, *APART)
+    }
+
+
+def test_the_readme_has_the_listing() -> None:
+    done = analysis()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in (FOLDER / "README.md").read_text()
+
+
+def test_an_unknown_script_is_named() -> None:
+    done = analysis("nothing")
+    assert done.returncode == 2
+    assert "there is no script ['nothing']" in done.stderr
+
+
+def test_nearest_is_optimal_without_coupling_and_symmetric_in_its_sign() -> None:
+    rows, excess = measure()
+    by_coupling = {row["coupling c"]: row for row in rows}
+    assert by_coupling[0.0]["nearest is wrong"] == "0.0%"
+    assert by_coupling[-1.0]["nearest / optimum"] == pytest.approx(
+        by_coupling[1.0]["nearest / optimum"]
+    )
+    assert excess.min() >= -1e-12
+    assert excess.max() > 0.1
+    assert toy_problem(1.0).energy(toy_problem(1.0).nearest()).shape == (1, 200 * 200)
+
+
+def test_correlations_and_their_intervals() -> None:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal(200)
+    same = rank_correlation(x, x**3)
+    assert same.value == same.low == same.high == pytest.approx(1)
+    noisy = rank_correlation(x, x + draw.standard_normal(200))
+    assert noisy.low < 0.7 < noisy.high
+    assert str(rank_correlation([1, 2, 3], [3, 2, 1])).startswith("-1.00")
