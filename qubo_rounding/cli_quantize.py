@@ -42,6 +42,7 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
 from qubo_rounding.records import provenance
 from qubo_rounding.report import markdown_table
+from qubo_rounding.run_folder import LayerRecord
 from qubo_rounding.segmentation import dense_answer, evaluate_dense
 from qubo_rounding.solvers import make_solver
 
@@ -109,6 +110,10 @@ def quantize(
     workers: Workers = None,
     cluster: Cluster = None,
     seed: Seed = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress bars")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object a finished layer, then the summary's")
+    ] = False,
 ) -> None:
     """Round a whole network; the run folder receives its weights, layers and summary.json.
 
@@ -149,7 +154,8 @@ def quantize(
             run=output,
             seed=seed,
             memory=memory * 2**30,
-            progress=True,
+            progress=not (quiet or as_json),
+            on_layer=_tell_layer if as_json else None,
         )
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
@@ -157,7 +163,13 @@ def quantize(
     example = next(iter(loader))[0][:1]
     exported = [_export(kind, output, result, settings, example) for kind in export or []]
     nearest = nearest_network(network, example, result, settings)
-    summary, table = _scores(network, {"nearest": nearest, "result": result.model}, judges, example)
+    summary, table = _scores(
+        network,
+        {"nearest": nearest, "result": result.model},
+        judges,
+        example,
+        progress=not (quiet or as_json),
+    )
     summary |= {"model": model, "networks": table, "provenance": provenance()}
     summary["arguments"] = {
         "images": len(loader),
@@ -171,6 +183,10 @@ def quantize(
     summary["skipped"] = result.skipped
     with atomic_path(output / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    if as_json:
+        scores = {k: v for k, v in summary.items() if k not in ("layers", "skipped", "networks")}
+        typer.echo(json.dumps(scores))
+        return
     rows = [
         {"layer": r.name, "energy / nearest": r.ratio, "flips": r.flips} for r in result.records
     ]
@@ -179,6 +195,11 @@ def quantize(
     typer.echo(f"{summary['seconds']:.0f} s")
     files = [output / "summary.json", output / "model.safetensors", *exported]
     typer.echo("\n" + "\n".join(f"{file}  {_size(file)}" for file in files))
+
+
+def _tell_layer(record: LayerRecord) -> None:
+    told = {k: v for k, v in asdict(record).items() if k != "stats"}
+    typer.echo(json.dumps(told))
 
 
 def _export(
@@ -206,6 +227,7 @@ def _scores(
     rounded: Mapping[str, nn.Module],
     judges: ImageSet | None,
     example: Tensor,
+    progress: bool,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The scores that summary.json holds, null without images to judge by, and a table of all."""
     keys = ("top1", "top5", "agreement", "kl")
@@ -220,12 +242,12 @@ def _scores(
         keys = ("agreement", "float_iou", "kl")
         pictures = replace(judges, labels=None)
         for row, model in zip(table, models, strict=True):
-            judged = evaluate_dense(model, pictures, float_model=network, progress=True)
+            judged = evaluate_dense(model, pictures, float_model=network, progress=progress)
             row |= {key: getattr(judged, key) for key in keys}
     else:
-        float_logits = predict(network, judges, progress=True)
+        float_logits = predict(network, judges, progress)
         for row, model in zip(table, models, strict=True):
-            logits = float_logits if model is network else predict(model, judges, progress=True)
+            logits = float_logits if model is network else predict(model, judges, progress)
             judged = evaluate(logits, judges.labels, float_logits)
             row |= {key: getattr(judged, key) for key in (*keys, *_NOT_PRINTED)}
         scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}

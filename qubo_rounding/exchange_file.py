@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
+
+_UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError)
 
 
 class ProblemError(ValueError):
@@ -49,15 +53,33 @@ def load_npz(path: str | Path, required: tuple[str, ...]) -> dict[str, np.ndarra
         raise ProblemError(f"{path}: no such file.")
     try:
         with Path(path).open("rb") as file:  # numpy forgets to close its own when it fails
+            _check_size(file)
             arrays = _named_arrays(np.load(file, allow_pickle=False))
-    # RuntimeError is zipfile's for encryption and unknown compression.
-    except (ValueError, OSError, EOFError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
+    # RuntimeError is zipfile's for encryption and unknown compression, MemoryError numpy's for a
+    # header that tells of more numbers than there can be.
+    except (*_UNREADABLE, RuntimeError, BadZipFile, zlib.error) as error:
         raise ProblemError(
             f"{path} is not a readable .npz file of plain arrays ({error}); write it with save()."
         ) from error
     if missing := [name for name in required if name not in arrays]:
         raise ProblemError(f"{path} lacks {missing}; it needs {list(required)}.")
     return arrays
+
+
+def _check_size(file: BinaryIO) -> None:
+    """An archive may hold a thousand times its own size: refused where that cannot be held."""
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > (most := _physical_memory()):
+            raise ValueError(f"it unpacks to {size} bytes, and this machine has {most}")
+    file.seek(0)
+
+
+def _physical_memory() -> float:
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _named_arrays(content: Any) -> dict[str, np.ndarray]:

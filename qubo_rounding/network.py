@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -83,6 +83,7 @@ def quantise(
     seed: int = 0,
     memory: float = 4 * 2**30,
     progress: bool = False,
+    on_layer: Callable[[LayerRecord], None] | None = None,
 ) -> QuantisedNetwork:
     """A copy of a network with every layer's weights rounded; the model itself is left untouched.
 
@@ -111,6 +112,7 @@ def quantise(
             reconstruction half of them are for the inputs and targets of the layer at hand, of
             which the rest goes to disk.
         progress: show progress bars on standard error.
+        on_layer: called with the record of every layer that is finished, for logs.
 
     Raises:
         ValueError: a layer name that is not there, settings out of range, nothing to round, or a
@@ -165,7 +167,9 @@ def quantise(
         with torch.no_grad(), bar, watching(progress=progress), closing(steps):
             for step in steps:
                 bar.set_postfix_str(step.layer.name)
-                finished[step.layer.name] = work.do(step)
+                finished[step.layer.name] = done = work.do(step)
+                if on_layer is not None:
+                    on_layer(done.record)
                 bar.update()
         if isinstance(method, BlockReconstruction):
             refinement = Refinement(

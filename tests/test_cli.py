@@ -305,6 +305,41 @@ def test_the_same_call_resumes_and_another_is_refused(
     assert "data: " in refused(*call, "--limit", 5)
 
 
+def test_json_is_a_line_a_layer_and_one_at_the_end(
+    network: str, photographs: Path, tmp_path: Path
+) -> None:
+    call = ["quantize", network, "--images", photographs, "--solver", "nearest"]
+    result = run(*call, "--json", "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    *layers, last = map(json.loads, result.stdout.splitlines())
+    assert result.stderr == ""
+    written = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [layer["name"] for layer in layers] == [layer["name"] for layer in written["layers"]]
+    assert last["seconds"] == written["seconds"]
+
+
+def test_quiet_shows_no_bars(network: str, photographs: Path, tmp_path: Path) -> None:
+    call = ["quantize", network, "--images", photographs, "--solver", "nearest", "--quiet"]
+    result = run(*call, "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert "energy / nearest" in result.stdout
+
+
+def test_workers_give_the_same_bits(
+    problem_file: Path, network: str, photographs: Path, tmp_path: Path
+) -> None:
+    solve = ("solve", problem_file, "--solver", "annealing:sweeps=5")
+    output_of(*solve, "-o", tmp_path / "alone.npz")
+    output_of(*solve, "--workers", 1, "-o", tmp_path / "spread.npz")
+    alone, spread = (Solution.load(tmp_path / f"{name}.npz") for name in ("alone", "spread"))
+    assert torch.equal(alone.levels, spread.levels)
+    both = ("--workers", 1, "--cluster", "tcp://x:1")
+    assert "not both" in refused(*solve, *both, "-o", tmp_path / "s.npz")
+    quantize = ("quantize", network, "--images", photographs, "-o", tmp_path / "run")
+    assert "give --solver" in refused(*quantize, "--method", "adaround", "--workers", 1)
+
+
 # errors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qubo_rounding import exchange_file
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.solvers import SOLVERS, make_solver
 from qubo_rounding.testing import random_problem
@@ -234,6 +236,27 @@ def test_an_encrypted_or_patched_member_is_refused(flag_bits: int, tmp_path: Pat
     data[data.index(b"PK\x01\x02") + 8] |= flag_bits  # general purpose flags, central directory
     path.write_bytes(data)
     with pytest.raises(ProblemError, match="not a readable"):
+        RoundingProblem.load(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is_memory_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, gram=np.zeros(2**20))
+    monkeypatch.setattr(exchange_file, "_physical_memory", lambda: 2**20)
+    with pytest.raises(ProblemError, match=r"bomb\.npz is not .* unpacks to 8388\d+ bytes"):
+        RoundingProblem.load(path)
+
+
+def test_a_header_that_tells_of_too_many_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "header.npz"
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (2**45,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("gram.npy", header.getvalue() + bytes(80))
+    with pytest.raises(ProblemError, match=r"header\.npz is not a readable"):
         RoundingProblem.load(path)
 
 
