@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from qubo_rounding import Annealing, Auto, Enumeration, Gptq, Tabu, TreeSearch
+import pytest
+import torch
+
+from qubo_rounding import Annealing, Auto, BestOf, Enumeration, Gptq, Tabu, TreeSearch
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.testing import random_problem
 
@@ -20,6 +23,8 @@ EFFORTS = ("fast", "balanced", "best")
         ("balanced", 33, Tabu),
         ("best", 33, TreeSearch),
         ("best", 81, Tabu),
+        ("fast", 256, Tabu),
+        ("best", 256, BestOf),
     ],
 )
 def test_the_choice_is_the_table_s(effort: str, d: int, kind: type[Solver]) -> None:
@@ -40,6 +45,25 @@ def test_no_row_is_worse_than_gptq_s(effort: str) -> None:
     assert bool((solution.energy <= Gptq().solve(problem).energy).all())
     assert str(solution.stats["solved_by"]).startswith(("Tabu(", "TreeSearch("))
     assert bool(solution.proven.all()) == (effort == "best")
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_wide_rows_are_no_worse_than_gptq_s(effort: str) -> None:
+    problem = random_problem(1, 1, 256)
+    solution = Auto(effort).solve(problem)  # pyright: ignore[reportArgumentType]
+    assert bool((solution.energy <= Gptq().solve(problem).energy).all())
+    assert "Annealing(" in str(solution.stats["solved_by"])
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_indefinite_problems_start_at_nearest(effort: str) -> None:
+    for d in (40, 256):
+        posed = random_problem(1, 1, d)
+        indefinite = replace(
+            posed, gram=posed.gram - posed.gram.diagonal(dim1=1, dim2=2).mean() * torch.eye(d)
+        )
+        solution = Auto(effort).solve(indefinite)  # pyright: ignore[reportArgumentType]
+        assert bool((solution.energy <= indefinite.energy(indefinite.nearest())).all())
 
 
 def test_unknown_efforts_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.annealing import Annealing
-from qubo_rounding.solvers.composites import FirstThatAccepts
+from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts
 from qubo_rounding.solvers.enumeration import Enumeration
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.k_best import KBest
@@ -19,46 +19,63 @@ from qubo_rounding.solvers.tree_search import TreeSearch
 _ENUMERATED = 2**12  # assignments a row: less than a millisecond
 
 
+_MAX_NODES = 10**7  # of tree search a row: a second or two
+_WIDE = 256  # columns from which a walk is too short without annealing before it
+_KICK = 0.02  # steep layers gain by less than tabu search's own, and flat ones lose little
+
+
+def _tabu(rounds: int, start: Solver) -> Tabu:
+    """Where the Gram matrix is indefinite, it starts at nearest rounding."""
+    return Tabu(rounds=rounds, start=FirstThatAccepts((start, Nearest())), kick=_KICK)
+
+
+def _annealing(sweeps: int, reads: int = 1) -> Annealing:
+    return Annealing(sweeps=sweeps, reads=reads, start=FirstThatAccepts((Gptq(), Nearest())))
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What an effort means.
 
     Args:
         provable: columns up to which tree search is to prove rows of two levels a weight.
-        start: of the search on wider rows.
-        rounds: of tabu search there.
-        sweeps: of annealing where weights have more than two levels.
+        narrow, wide: what searches the other rows of two levels a weight.
+        ranges: what searches where weights have more levels.
     """
 
     provable: int
-    start: Solver
-    rounds: int
-    sweeps: int
+    narrow: Solver
+    wide: Solver
+    ranges: Solver
 
 
-# analysis/benchmarks/auto_against_adaround.py measures it. Steep and flat spectra need no lines of
-# their own: iterated tabu search is best on both, K-best starts help it where it is steep.
+# Measured by analysis/benchmarks/auto_against_adaround.py. Of narrow rows tabu search finds the
+# best levels soon, from K-best sooner where the spectrum is steep; wide ones, flat ones above all,
+# want annealing first, and tabu search to finish.
 PLANS = {
-    "fast": _Plan(provable=0, start=Gptq(), rounds=2, sweeps=100),
-    "balanced": _Plan(provable=32, start=Gptq(), rounds=20, sweeps=1000),
-    "best": _Plan(provable=80, start=KBest(), rounds=100, sweeps=4000),
+    "fast": _Plan(0, _tabu(2, Gptq()), _tabu(1, _annealing(100)), _annealing(100)),
+    "balanced": _Plan(32, _tabu(12, Gptq()), _tabu(5, _annealing(500)), _annealing(1000)),
+    "best": _Plan(
+        80,
+        _tabu(100, KBest()),
+        BestOf((_tabu(20, KBest()), _tabu(20, _annealing(2000, reads=2)))),
+        _annealing(4000),
+    ),
 }
-_KICK = 0.02  # steep layers gain by less than tabu search's own, and flat ones lose little
-_MAX_NODES = 10**7  # of tree search a row: a second or two
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
     """Enumeration, tree search, tabu search or annealing: what suits the problem and the effort.
 
-    Rows of few assignments are enumerated. Narrow up/down rows are proven by tree search, wide ones
-    go to iterated tabu search. Weights with more than two levels are annealed. Where the Gram
-    matrix is indefinite, searches start at nearest rounding instead of GPTQ's. `stats["solved_by"]`
-    tells the choice.
+    Rows of few assignments are enumerated. Narrow up/down rows are proven by tree search or go to
+    iterated tabu search; wide ones, from 256 columns on, are annealed first. Weights with more than
+    two levels are annealed only. `stats["solved_by"]` tells the choice.
 
     Args:
         effort: "fast" is for whole networks; "balanced" proves rows of up to 32 weights and
-            searches wide ones ten times as long; "best" proves up to 80, five times as long again.
+            searches the others about five times as long; "best" proves up to 80, and takes about
+            as long as AdaRound.
     """
 
     effort: Literal["fast", "balanced", "best"] = "balanced"
@@ -70,16 +87,14 @@ class Auto(Solver):
     def choice(self, problem: RoundingProblem) -> Solver:
         """The solver for a problem."""
         plan = PLANS[self.effort]
-        start = FirstThatAccepts((plan.start, Nearest()))
         enumeration = Enumeration(_ENUMERATED)
         if enumeration.refuses(problem) is None:
             return enumeration
         if not problem.is_binary:
-            return Annealing(sweeps=plan.sweeps, reads=1, start=start)
-        tabu = Tabu(rounds=plan.rounds, start=start, kick=_KICK)
+            return plan.ranges
         if problem.d <= plan.provable:
-            return TreeSearch(_MAX_NODES, start=tabu)
-        return tabu
+            return TreeSearch(_MAX_NODES, start=plan.narrow)
+        return plan.narrow if problem.d < _WIDE else plan.wide
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Whatever its choice refuses."""
