@@ -38,6 +38,7 @@ SCRIPTS = (
     Script("hard_problems", "what makes a problem hard, where nearest falls short", 2),
     Script("stochastic_draws", "Table 1 and Figure 1: cost against accuracy of 100 draws", 30),
     Script("energy_and_loss", "does lower energy mean a better network?", 25),
+    Script("calibration_size", "64, 256, 1,000 images: what carries over, shrinking", 25),
     Script("whole_networks", "every solver on whole networks, bias kept and refitted", 70),
     Script("problem_files", "every solver on every problem file of two networks", 15),
     Script("proven_optima", "which rows can be proven, at 4 and 3 bits, in what time", 40, 1),

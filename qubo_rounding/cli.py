@@ -20,6 +20,7 @@ from qubo_rounding.cli_options import (
     Limit,
     ModelSpec,
     Seed,
+    Shrink,
     Workers,
     reports_errors,
     spreading,
@@ -77,6 +78,7 @@ def problems(
     granularity: Granularity = "channel",
     bias: Bias = "refit",
     equalise: Equalise = False,
+    shrink: Shrink = 0.0,
 ) -> None:
     """Write one problem file (.npz) per layer of a network.
 
@@ -84,7 +86,9 @@ def problems(
     """
     network, preprocessing = load_model(model)
     loader = open_images(images, preprocessing, limit=limit)
-    settings = LayerSettings(bits=bits, granularity=granularity, bias=bias, equalise=equalise)
+    settings = LayerSettings(
+        bits=bits, granularity=granularity, bias=bias, equalise=equalise, shrink=shrink
+    )
     output.mkdir(parents=True, exist_ok=True)
     posed = network_problems(network, loader, settings, progress=True)
     for number, (name, problem) in enumerate(posed):

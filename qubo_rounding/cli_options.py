@@ -31,6 +31,9 @@ Granularity = Annotated[
 ]
 Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
+Shrink = Annotated[
+    float, typer.Option(help="share that correlations of inputs lose, against overfitting")
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="solve rows in so many processes; same bits")
 ]

@@ -28,6 +28,7 @@ from qubo_rounding.cli_options import (
     Limit,
     ModelSpec,
     Seed,
+    Shrink,
     Workers,
     reports_errors,
     spreading,
@@ -98,6 +99,7 @@ def quantize(
     granularity: Granularity = "channel",
     bias: Bias = "refit",
     equalise: Equalise = False,
+    shrink: Shrink = 0.0,
     calibration: Annotated[
         Literal["sequential", "independent"],
         typer.Option(help="round on the inputs of the rounded network, or of the float one"),
@@ -137,6 +139,7 @@ def quantize(
         scale_refits=scale_refits,
         equalise=equalise,
         act_bits=act_bits,
+        shrink=shrink,
     )
     if "solver" not in how and (workers or cluster):
         raise ValueError("--workers and --cluster spread a solver's rows; give --solver.")

@@ -34,7 +34,7 @@ def reduce_share(rank: int, count: int, folder: Path) -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_shares_add_up(tmp_path, count):
     multiprocessing.start_processes(
-        reduce_share, args=(count, tmp_path), nprocs=count, start_method="fork"
+        reduce_share, args=(count, tmp_path), nprocs=count, start_method="spawn"
     )
     whole = collect_grams(residual(), batches())
     for rank in range(count):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import batches, residual
 from torch import Tensor
 
 from qubo_rounding.grid import fit_grid
-from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layer_problem import LayerSettings, layer_problem, shrunk
 from qubo_rounding.layers import Layer
+from qubo_rounding.network import problems
 from qubo_rounding.range_rules import OutputMSE
 from qubo_rounding.statistics import Gram
+from qubo_rounding.testing import random_problem
 
 G, R, D, N = 2, 3, 6, 50
 LAYER = Layer("body.conv", "conv", (G * R, D, 1, 1), G, has_bias=True)
@@ -106,3 +109,26 @@ def test_an_asymmetric_grid_moves_the_zero_point(weight: Tensor, plain: Gram) ->
 def test_impossible_settings_are_refused_before_any_data_are_seen(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"(bits|granularity) is"):
         LayerSettings(**wrong)
+
+
+def test_a_shrunk_gram_keeps_its_diagonal_and_loses_a_share_of_the_rest() -> None:
+    gram = random_problem(2, 1, 5).gram
+    less = shrunk(gram, 0.25)
+    diagonal = torch.eye(5, dtype=torch.bool)
+    assert torch.equal(less[:, diagonal], gram[:, diagonal])
+    torch.testing.assert_close(less[:, ~diagonal], 0.75 * gram[:, ~diagonal])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_outside_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"give a share in \[0, 1\)"):
+        LayerSettings(shrink=share)
+
+
+def test_settings_shrink_the_problem() -> None:
+    model, loader = residual(), batches()
+    plain, less = (
+        dict(problems(model, loader, LayerSettings(shrink=share))) for share in (0.0, 0.3)
+    )
+    for name, problem in plain.items():
+        assert torch.equal(less[name].gram, shrunk(problem.gram, 0.3))
