@@ -277,7 +277,7 @@ def test_adaround_is_autograd_with_adam(schedule: Any, normalise: bool) -> None:
     relaxation = RectifiedSigmoid(schedule=schedule)
     solver = AdaRound(iterations=300, lr=0.02, lam=0.05, normalise=normalise, relaxation=relaxation)
     choices = choices_of(problem, relaxation)
-    v, done = solver._optimise(problem, choices)
+    v, done, _ = solver._optimise(problem, choices)
     h = relaxation.soften(v, choices.room, 1.0)[0]
     levels = solver.solve(problem).levels
     assert done == 300
@@ -499,7 +499,7 @@ def test_a_solver_is_made_from_text(text: str, solver: Solver) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "there is no solver ''; there are auto, nearest"),
+        ("", "there is no solver ''; there are auto, certified"),
         ("anealing", "there is no solver 'anealing'"),
         ("nearest:draws=3", "'draws=3' is no option of nearest.*it has no options"),
         ("annealing:sweep=3", "'sweep=3' is no option of annealing.*sweeps, reads, start"),

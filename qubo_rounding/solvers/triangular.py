@@ -1,7 +1,6 @@
 """A rounding problem made triangular by Cholesky, so that columns can be decided one by one."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here: subclasses elsewhere inherit `order`, and tools look its words up.
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -39,13 +38,13 @@ class Triangular:
     low: Tensor
     high: Tensor
 
-    def part(self, groups: slice, rows: slice) -> Triangular:
+    def part(self, groups: slice, rows: slice) -> "Triangular":
         """The same of some groups and rows alone."""
         of_rows = (self.centre, self.target, self.scale, self.low, self.high)
         cut = (tensor[groups, rows] for tensor in of_rows)
         return Triangular(self.order[groups], self.factor[groups], self.added[groups], *cut)
 
-    def single(self, unit: Tensor) -> Triangular:
+    def single(self, unit: Tensor) -> "Triangular":
         """The same in float32, energies divided by `unit` (g, r, 1) where that is positive.
 
         The factor stays as it is; a row's scale alone carries the unit.
