@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.atomic import atomic_path
@@ -33,9 +31,7 @@ from qubo_rounding.cli_options import (
     reports_errors,
     spreading,
 )
-from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
-from qubo_rounding.imagenet import Images as ImageSet
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
@@ -44,10 +40,8 @@ from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
 from qubo_rounding.records import provenance
 from qubo_rounding.report import markdown_table
 from qubo_rounding.run_folder import LayerRecord
-from qubo_rounding.segmentation import dense_answer, evaluate_dense
+from qubo_rounding.run_summary import NOT_PRINTED, network_scores
 from qubo_rounding.solvers import make_solver
-
-_NOT_PRINTED = ("images", "top1_interval")
 
 
 class ExportFormat(StrEnum):
@@ -121,7 +115,7 @@ def quantize(
 
     Example: qubo-rounding quantize efficientnet_lite0 --images photos/ --limit 256 -o runs/lite0
     """
-    began = time.perf_counter()
+    began, progress = time.perf_counter(), not (quiet or as_json)
     if solver and method:
         raise ValueError("give --solver or --method, not both.")
     how: dict[str, Any] = (
@@ -157,7 +151,7 @@ def quantize(
             run=output,
             seed=seed,
             memory=memory * 2**30,
-            progress=not (quiet or as_json),
+            progress=progress,
             on_layer=_tell_layer if as_json else None,
         )
     with atomic_path(output / "model.safetensors") as temporary:
@@ -166,12 +160,12 @@ def quantize(
     example = next(iter(loader))[0][:1]
     exported = [_export(kind, output, result, settings, example) for kind in export or []]
     nearest = nearest_network(network, example, result, settings)
-    summary, table = _scores(
+    summary, table = network_scores(
         network,
         {"nearest": nearest, "result": result.model},
         judges,
         example,
-        progress=not (quiet or as_json),
+        progress,
     )
     summary |= {"model": model, "networks": table, "provenance": provenance()}
     summary["arguments"] = {
@@ -190,14 +184,17 @@ def quantize(
         scores = {k: v for k, v in summary.items() if k not in ("layers", "skipped", "networks")}
         typer.echo(json.dumps(scores))
         return
+    _tell_tables(result, table, summary["seconds"])
+    for file in (output / "summary.json", output / "model.safetensors", *exported):
+        typer.echo(f"{file}  {file.stat().st_size / 2**20:.2f} MiB")
+
+
+def _tell_tables(result: QuantisedNetwork, table: list[dict[str, Any]], seconds: float) -> None:
     rows = [
         {"layer": r.name, "energy / nearest": r.ratio, "flips": r.flips} for r in result.records
     ]
-    scores = [{k: v for k, v in row.items() if k not in _NOT_PRINTED} for row in table]
-    typer.echo(markdown_table(rows) + "\n\n" + markdown_table(scores))
-    typer.echo(f"{summary['seconds']:.0f} s")
-    files = [output / "summary.json", output / "model.safetensors", *exported]
-    typer.echo("\n" + "\n".join(f"{file}  {_size(file)}" for file in files))
+    scores = [{k: v for k, v in row.items() if k not in NOT_PRINTED} for row in table]
+    typer.echo(f"{markdown_table(rows)}\n\n{markdown_table(scores)}\n{seconds:.0f} s\n")
 
 
 def _tell_layer(record: LayerRecord) -> None:
@@ -219,42 +216,6 @@ def _export(
     path = output / "levels.safetensors"
     save_levels(path, result, settings)
     return path
-
-
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size / 2**20:.2f} MiB"
-
-
-def _scores(
-    network: nn.Module,
-    rounded: Mapping[str, nn.Module],
-    judges: ImageSet | None,
-    example: Tensor,
-    progress: bool,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The scores that summary.json holds, null without images to judge by, and a table of all."""
-    keys = ("top1", "top5", "agreement", "kl")
-    table: list[dict[str, Any]] = [{"network": name} for name in ("float", *rounded)]
-    scores: dict[str, Any] = dict.fromkeys(("float_top1", "nearest_top1", *keys))
-    if judges is None:
-        return scores, table
-    models = (network, *rounded.values())
-    with torch.no_grad():
-        dense = dense_answer(network(example)) is not None
-    if dense:  # class folders name no pixels: the float network is the judge
-        keys = ("agreement", "float_iou", "kl")
-        pictures = replace(judges, labels=None)
-        for row, model in zip(table, models, strict=True):
-            judged = evaluate_dense(model, pictures, float_model=network, progress=progress)
-            row |= {key: getattr(judged, key) for key in keys}
-    else:
-        float_logits = predict(network, judges, progress)
-        for row, model in zip(table, models, strict=True):
-            logits = float_logits if model is network else predict(model, judges, progress)
-            judged = evaluate(logits, judges.labels, float_logits)
-            row |= {key: getattr(judged, key) for key in (*keys, *_NOT_PRINTED)}
-        scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
-    return scores | {key: table[-1][key] for key in keys}, table
 
 
 def _layer_bits(text: str) -> tuple[str, int]:
