@@ -21,7 +21,9 @@ from qubo_rounding.cli_options import (
     ModelSpec,
     Seed,
     Shrink,
+    SkipUnreadable,
     Workers,
+    asked_images,
     reports_errors,
     spreading,
 )
@@ -30,7 +32,6 @@ from qubo_rounding.compare import compare as compare_solvers
 from qubo_rounding.compare import run_solver
 from qubo_rounding.demo import run_demo
 from qubo_rounding.exchange_file import check_npz_path
-from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
@@ -74,6 +75,7 @@ def problems(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="folder for the files")],
     limit: Limit = None,
+    skip_unreadable: SkipUnreadable = False,
     bits: Bits = 4,
     granularity: Granularity = "channel",
     bias: Bias = "refit",
@@ -85,7 +87,7 @@ def problems(
     Example: qubo-rounding problems efficientnet_lite0 --images photos/ --limit 256 -o problems/
     """
     network, preprocessing = load_model(model)
-    loader = open_images(images, preprocessing, limit=limit)
+    loader = asked_images(images, preprocessing, limit, skip_unreadable)
     settings = LayerSettings(
         bits=bits, granularity=granularity, bias=bias, equalise=equalise, shrink=shrink
     )

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from qubo_rounding.imagenet import Images as ImageSet
+from qubo_rounding.imagenet import open_images
+from qubo_rounding.models import Preprocessing
 from qubo_rounding.solvers import Solver
 from qubo_rounding.workers import Spread, cluster, processes
 
@@ -33,6 +36,9 @@ Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absor
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
 Shrink = Annotated[
     float, typer.Option(help="share that correlations of inputs lose, against overfitting")
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read, and say so")
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="solve rows in so many processes; same bits")
@@ -58,6 +64,18 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return reporting
+
+
+def asked_images(
+    path: Path, preprocessing: Preprocessing, limit: int | None, skip_unreadable: bool
+) -> ImageSet:
+    """The images of an option; those that cannot be read left out where that was asked for."""
+    images = open_images(path, preprocessing, limit=limit)
+    if skip_unreadable:
+        images, complaints = images.readable()
+        for complaint in complaints:
+            typer.echo(f"Left out: {complaint}", err=True)
+    return images
 
 
 @contextmanager

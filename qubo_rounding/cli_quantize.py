@@ -27,12 +27,13 @@ from qubo_rounding.cli_options import (
     ModelSpec,
     Seed,
     Shrink,
+    SkipUnreadable,
     Workers,
+    asked_images,
     reports_errors,
     spreading,
 )
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
-from qubo_rounding.imagenet import open_images
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
 from qubo_rounding.models import load_model
@@ -58,6 +59,7 @@ def quantize(
     images: Images,
     output: Annotated[Path, typer.Option("-o", "--output", help="run folder; resumes there")],
     limit: Limit = None,
+    skip_unreadable: SkipUnreadable = False,
     views: Annotated[
         int, typer.Option(help="calibrate on each image and so many less one windows of it")
     ] = 1,
@@ -122,8 +124,10 @@ def quantize(
         {"solver": make_solver(solver)} if solver else method_options(method or "auto")
     )
     network, preprocessing = load_model(model)
-    loader = open_images(images, preprocessing, limit=limit).augmented(views, seed)
-    judges = None if eval_images is None else open_images(eval_images, preprocessing)
+    loader = asked_images(images, preprocessing, limit, skip_unreadable).augmented(views, seed)
+    judges = None
+    if eval_images is not None:
+        judges = asked_images(eval_images, preprocessing, None, skip_unreadable)
     settings = LayerSettings(
         bits=bits,
         layer_bits=dict(_layer_bits(text) for text in layer_bits or []),

@@ -46,7 +46,8 @@ class View:
         try:
             with Image.open(self.file) as image:
                 picture = image.convert("RGB")
-        except OSError as error:
+        # SyntaxError is Pillow's for a broken PNG, DecompressionBombError for a picture too large.
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.file} cannot be read as an image: {error}") from error
         if self.window is not None:
             left, top, width, height = self.window
@@ -105,6 +106,29 @@ class Images:
         ]
         labels = None if self.labels is None else self.labels.repeat(views)
         return replace(self, views=(*self.views, *more), labels=labels)
+
+    def readable(self) -> tuple[Images, list[str]]:
+        """The images that can be read, and a message for each that cannot; decodes all of them.
+
+        Raises:
+            ValueError: none can be read.
+        """
+
+        def complaint(view: View) -> str | None:
+            try:
+                view.load(self.preprocessing)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+            complaints = list(pool.map(complaint, self.views))
+        good = [number for number, text in enumerate(complaints) if text is None]
+        if not good:
+            raise ValueError(f"none of {len(self)} images can be read; the first: {complaints[0]}.")
+        labels = None if self.labels is None else self.labels[good]
+        kept = replace(self, views=tuple(self.views[number] for number in good), labels=labels)
+        return kept, [text for text in complaints if text is not None]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Batches of (images float32 (n, 3, size, size), labels int64 (n,) or None), in order."""

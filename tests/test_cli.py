@@ -318,6 +318,22 @@ def test_json_is_a_line_a_layer_and_one_at_the_end(
     assert last["seconds"] == written["seconds"]
 
 
+def test_one_corrupt_image_is_named_and_left_out_only_where_asked(
+    network: str, photographs: Path, tmp_path: Path
+) -> None:
+    whole = (photographs / "0.png").read_bytes()
+    (photographs / "9.png").write_bytes(whole[: len(whole) // 2])
+    call = ("quantize", network, "--images", photographs, "--solver", "nearest", "--quiet")
+    assert "9.png cannot be read as an image" in refused(*call, "-o", tmp_path / "none")
+    result = run(*call, "--skip-unreadable", "-o", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    (told,) = result.stderr.splitlines()
+    assert told.startswith("Left out: ")
+    assert "9.png" in told
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["arguments"]["images"] == 6
+
+
 def test_quiet_shows_no_bars(network: str, photographs: Path, tmp_path: Path) -> None:
     call = ["quantize", network, "--images", photographs, "--solver", "nearest", "--quiet"]
     result = run(*call, "-o", tmp_path / "run")
