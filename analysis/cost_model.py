@@ -113,16 +113,14 @@ def main() -> None:
         table.append({"workers": workers, **parts, "hours": total, "most": bottleneck})
     weights = sum(n * r * d for _, n, r, d in LAYERS)
     largest = max(d for *_, d in LAYERS)
-    closing = "\n\n".join(
-        [
-            f"{weights / 1e9:.1f} billion weights, {TOKENS} calibration tokens; the widest Gram has "
-            f"{4 * largest**2 / 2**30:.1f} GiB in float32. Hours of one-core workers at "
-            f"{rates.products / 1e9:.0f} billion multiply-adds a second and {rates.solver:.2g} s x "
-            "d^2 a row; sending Grams does not get shorter with more workers, and becomes what counts.",
-            f"The check: {CHECK_ROWS} rows of {CHECK_WIDTH} columns on {os.cpu_count()} cores.",
-            markdown_table(checked()),
-        ]
+    reading = (
+        f"{weights / 1e9:.1f} billion weights, {TOKENS} calibration tokens; the widest Gram takes "
+        f"{4 * largest**2 / 2**30:.1f} GiB in float32. Hours of one-core workers at "
+        f"{rates.products / 1e9:.0f} billion multiply-adds a second and {rates.solver:.2g} s x d^2 "
+        "a row; sending Grams does not get shorter with more workers, and becomes what counts."
     )
+    check = f"The check: {CHECK_ROWS} rows of {CHECK_WIDTH} columns on {os.cpu_count()} cores."
+    closing = "\n\n".join([reading, check, markdown_table(checked())])
     write_markdown("cost_model", table, closing)
 
 
