@@ -44,8 +44,8 @@ def run(scripts: list[Script], scale: str, more: list[str]) -> list[str]:
     return failed
 
 
-def main() -> None:
-    """List, or run."""
+def main(words: list[str] | None = None) -> None:
+    """List, or run; the words are those of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description=__doc__,
@@ -53,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("scripts", nargs="*", help="names, or all; without any they are listed")
     parser.add_argument("--scale", choices=["demo", "kit", "full"], default="kit")
-    options, more = parser.parse_known_args()
+    options, more = parser.parse_known_args(words)
     if not options.scripts:
         print(listing())
         return

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from analysis.__main__ import main
 from analysis.correlation import rank_correlation
 from analysis.scripts import APART, SCRIPTS
 from analysis.toy import measure, toy_problem
 
 FOLDER = Path(__file__).parent.parent / "analysis"
-
-
-def analysis(*words: str) -> subprocess.CompletedProcess[str]:
-    call = [sys.executable, "-m", "analysis", *words]
-    return subprocess.run(call, cwd=FOLDER.parent, capture_output=True, text=True, timeout=120)
 
 
 def test_every_script_is_listed_and_every_listed_one_is_there() -> None:
@@ -31,16 +27,30 @@ def test_every_script_is_listed_and_every_listed_one_is_there() -> None:
     assert own == {script.module for script in (*SCRIPTS, *APART)}
 
 
-def test_the_readme_has_the_listing() -> None:
-    done = analysis()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in (FOLDER / "README.md").read_text()
+def test_the_readme_has_the_listing(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    assert capsys.readouterr().out.strip() in (FOLDER / "README.md").read_text()
 
 
-def test_an_unknown_script_is_named() -> None:
-    done = analysis("nothing")
-    assert done.returncode == 2
-    assert "there is no script ['nothing']" in done.stderr
+def test_an_unknown_script_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["nothing"])
+    assert ended.value.code == 2
+    assert "there is no script ['nothing']" in capsys.readouterr().err
+
+
+def test_scripts_run_at_the_scales_they_have(monkeypatch, capsys) -> None:
+    calls: list[list[str]] = []
+
+    def run(call: list[str], check: bool) -> SimpleNamespace:
+        calls.append(call[2:])
+        return SimpleNamespace(returncode=int("toy" in call[2]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match=r"these did not: toy"):
+        main(["all", "--scale", "demo"])
+    assert calls == [["analysis.toy"], ["analysis.headline", "--scale", "demo"]]
+    assert "1 of 2 scripts ran to their end" in capsys.readouterr().out
 
 
 def test_nearest_is_optimal_without_coupling_and_symmetric_in_its_sign() -> None:
