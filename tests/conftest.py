@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a thread a process: more would only get in their way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path

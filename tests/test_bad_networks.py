@@ -63,14 +63,17 @@ def test_a_network_that_cannot_be_rounded_is_explained(
 
 
 @pytest.mark.parametrize("mode", ["sequential", "independent"])
-def test_a_branch_that_no_data_take_is_left_alone_or_named(mode: Any) -> None:
-    model = Branching().eval()
+def test_a_branch_that_no_data_take_is_left_alone(mode: Any) -> None:
     same = [torch.ones(2, 4), 2 * torch.ones(2, 4)]
-    result = quantise(model, same, solver=Nearest(), calibration=mode)
+    result = quantise(Branching().eval(), same, solver=Nearest(), calibration=mode)
     assert list(result.layers) == ["left"]
-    assert "right" in result.skipped
+    assert result.skipped == {"right": "the first batch does not reach it"}
+
+
+def test_data_that_choose_their_own_layers_are_refused_where_passes_go_in_step() -> None:
+    both = [torch.ones(2, 4), -torch.ones(2, 4)]
     with pytest.raises(ValueError, match=r"left|right"):
-        quantise(model, [torch.ones(2, 4), -torch.ones(2, 4)], solver=Nearest(), calibration=mode)
+        quantise(Branching().eval(), both, solver=Nearest(), calibration="sequential")
 
 
 @pytest.mark.parametrize(

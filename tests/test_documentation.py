@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("pdoc")
 
+NAMES = ("qubo_rounding", "qubo_rounding.guides")
+
 
 def test_the_reference_is_built_without_warnings(tmp_path: Path) -> None:
     call = [sys.executable, "-W", "error", "-m", "pdoc", "--math", "-o", str(tmp_path)]
-    done = subprocess.run([*call, "qubo_rounding"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*call, *NAMES], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "warn" not in done.stderr.lower(), done.stderr[-2000:]
     page = (tmp_path / "qubo_rounding" / "guides.html").read_text()

@@ -15,7 +15,7 @@ import qubo_rounding.guides
 REPOSITORY = Path(__file__).parent.parent
 GUIDES = {
     file.name: file.read_text()
-    for file in resources.files(qubo_rounding.guides).iterdir()
+    for file in sorted(resources.files(qubo_rounding.guides).iterdir(), key=lambda file: file.name)
     if file.name.endswith(".md")
 }
 

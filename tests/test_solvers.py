@@ -458,7 +458,9 @@ NAN, INF = float("nan"), float("inf")
         (dimod_exact, {"max_variables": 0}),
         (partial(DimodSampler, dimod.ExactSolver()), {"encoding": "gray"}),
     ],
-    ids=str,
+    ids=lambda given: (
+        getattr(given, "__name__", type(given).__name__) if callable(given) else str(given)
+    ),
 )
 def test_a_bad_hyperparameter_is_named(make: Callable[..., Solver], arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
