@@ -223,7 +223,7 @@ def outcome(problem: Path, solution: Path, solver: str) -> str:
 
 def main() -> None:
     """Fuzz, and write what happened."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

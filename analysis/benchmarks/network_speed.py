@@ -67,7 +67,7 @@ def given() -> Iterator[dict[str, Any]]:
     grams = collect_grams(folded, images, progress=True)
     efforts: tuple[Literal["fast", "balanced"], ...] = ("fast", "balanced")
     for effort in efforts:
-        how = {"calibration": "independent", "grams": grams, "progress": True}
+        how: dict[str, Any] = {"calibration": "independent", "grams": grams, "progress": True}
         began = time.perf_counter()
         result = quantise(model, images, solver=Auto(effort), **how)
         seconds = time.perf_counter() - began

@@ -93,12 +93,12 @@ def with_ours(problem: RoundingProblem) -> Iterator[tuple[str, float, float]]:
     def anneal(effort: int) -> tuple[float, float]:
         began = time.perf_counter()
         found = annealer.sample(bqm, num_reads=1, num_sweeps=100 * effort, seed=effort)
-        return float(found.first.energy), time.perf_counter() - began
+        return float(found.record.energy.min()), time.perf_counter() - began
 
     def walk(effort: int) -> tuple[float, float]:
         began = time.perf_counter()
         found = walker.sample(bqm, num_reads=1, timeout=20 * effort, seed=effort)
-        return float(found.first.energy), time.perf_counter() - began
+        return float(found.record.energy.min()), time.perf_counter() - began
 
     for name, of_theirs in (("dwave annealing", anneal), ("dwave tabu", walk)):
         for energy, seconds in climbed(of_theirs):
@@ -187,7 +187,7 @@ def _picture(curves: dict[str, list[tuple[float, float]]]) -> Figure:
     axes = figure.add_subplot()
     for number, (solver, curve) in enumerate(curves.items()):
         if curve:
-            look = {"color": PALETTE[number % len(PALETTE)]}
+            look: dict[str, Any] = {"color": PALETTE[number % len(PALETTE)]}
             look |= {"marker": MARKERS[number % len(MARKERS)], "markevery": 6}
             axes.plot(*zip(*curve, strict=True), label=solver, **look)
     axes.set_xscale("log")

@@ -30,7 +30,7 @@ def climb(
 
 def openjij_run(quadratic: np.ndarray) -> Callable[[int], np.ndarray]:
     """Simulated annealing, one read."""
-    import openjij
+    import openjij  # pyright: ignore[reportMissingImports]
 
     n = len(quadratic)
     both = {(i, j): 2 * quadratic[i, j] for i in range(n) for j in range(i + 1, n)}
@@ -48,7 +48,7 @@ def openjij_run(quadratic: np.ndarray) -> Callable[[int], np.ndarray]:
 
 def bifurcation_run(quadratic: np.ndarray) -> Callable[[int], np.ndarray]:
     """Ballistic simulated bifurcation, 128 agents."""
-    import simulated_bifurcation as bifurcation
+    import simulated_bifurcation as bifurcation  # pyright: ignore[reportMissingImports]
     import torch
 
     matrix = torch.from_numpy(quadratic).float()

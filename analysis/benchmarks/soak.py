@@ -12,6 +12,7 @@ import gc
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from qubo_rounding import (
 )
 
 ROUNDS, EVERY = 200, 25
-METHODS = (
+METHODS: tuple[dict[str, Any], ...] = (
     {"solver": Gptq()},
     {"solver": KBest()},
     {"solver": AdaRound(iterations=50)},
