@@ -179,11 +179,16 @@ def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     axes.grid()
 
 
+def tell_logarithm(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 times the powers of ten of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _scale_ratios(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    tell_logarithm(axes.yaxis)
     axes.set_ylabel("energy / energy of nearest")
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from qubo_rounding.figures import PALETTE, STYLE
+from qubo_rounding.figures import PALETTE, STYLE, tell_logarithm
 from qubo_rounding.run_folder import LayerRecord
 
-_MANY = 0.25  # opacity of one of many curves
+_MANY = 0.45  # opacity of one of many curves
 
 
 @matplotlib.rc_context(STYLE)
@@ -41,8 +41,7 @@ def width_figure(records: Sequence[LayerRecord]) -> Figure:
     widths, ratios, depths = zip(*((r.d, ratio, depth) for r, ratio, depth in shown), strict=True)
     points = axes.scatter(widths, ratios, c=depths, cmap="cividis", vmin=0, vmax=1, zorder=2)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    tell_logarithm(axes.xaxis)
     axes.set(xlabel="weights in a row", ylabel="energy / energy of nearest", ylim=(0, None))
     axes.set_title("Wide and narrow layers; a line goes down to the lower bound where there is one")
     axes.grid()
@@ -66,6 +65,7 @@ def effort_figure(records: Sequence[LayerRecord]) -> Figure:
     lower.bar(places, [record.seconds for record in records], color=PALETTE[0])
     lower.set_title("seconds in the solver")
     lower.set_xlabel("layer, in the order of execution")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (upper, lower):
         axes.grid(axis="y")
     return figure
@@ -95,9 +95,7 @@ def course_figure(records: Sequence[LayerRecord], layer: str | None = None) -> F
         upper.plot(course["iteration"], [loss / first for loss in course["loss"]], **look)
         lower.plot(course["iteration"], [100 * share for share in course["unsettled"]], **look)
     upper.set_yscale("log")
-    upper.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    upper.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    upper.yaxis.set_minor_formatter(NullFormatter())
+    tell_logarithm(upper.yaxis)
     which = f"; {layer} drawn strongly" if layer in courses and len(courses) > 1 else ""
     upper.set_title(f"loss of the soft levels, relative to its first value{which}")
     lower.set_title("weights whose h(V) is not yet 0 or 1, percent")

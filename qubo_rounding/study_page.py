@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
-from qubo_rounding.figures import MARKERS, PALETTE, STYLE
+from qubo_rounding.figures import MARKERS, PALETTE, STYLE, tell_logarithm
 from qubo_rounding.html_parts import picture, table, write_html
 from qubo_rounding.means import geometric_mean
 from qubo_rounding.records import Record, read_records
@@ -75,11 +74,12 @@ def time_figure(records: Sequence[Record]) -> Figure:
         }
         seconds = [max(record.seconds or 0, _QUICKEST) for record in of_solver]
         ratios = [record.ratio or 1 for record in of_solver]
-        axes.scatter(seconds, ratios, s=14, alpha=0.3, linewidths=0, **look)
+        axes.scatter(seconds, ratios, s=16, alpha=0.5, linewidths=0, **look)
         means = [geometric_mean(seconds) or 1], [geometric_mean(ratios) or 1]
         axes.scatter(*means, s=110, edgecolors="white", label=solver, zorder=3, **look)
     axes.set_xscale("log")
-    _plain_logarithm(axes)
+    axes.set_yscale("log")
+    tell_logarithm(axes.yaxis)
     axes.set(xlabel="seconds a problem", ylabel="energy / energy of nearest")
     axes.set_title("down and to the left is better; large: geometric means over all problems")
     axes.grid()
@@ -112,8 +112,7 @@ def bound_figure(records: Sequence[Record]) -> Figure:
             label=solver,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    tell_logarithm(axes.xaxis)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
     axes.set_ylim(-0.02, None)
@@ -174,13 +173,6 @@ def _row(record: Record) -> dict[str, Any]:
         "bits of AdaRound": record.bits_of_relaxation,
         "seconds": record.seconds,
     }
-
-
-def _plain_logarithm(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _count(records: Sequence[Record], what: str) -> str:
