@@ -25,8 +25,12 @@ STRONGEST = 0.1  # of the eigenvectors
 
 
 def spectrum_facts(problem: RoundingProblem) -> dict[str, float]:
-    """Effective rank over width, and the logarithm of the condition number, means over groups."""
+    """Effective rank over width, and the logarithm of the condition number, means over groups.
+
+    Groups that nothing flows into are left out.
+    """
     values = torch.linalg.eigvalsh(problem.gram).clamp_min(0)
+    values = values[values.amax(dim=1) > 0]
     effective = values.sum(dim=1) ** 2 / (values**2).sum(dim=1)
     tiny = values.amax(dim=1) * 1e-12
     condition = values.amax(dim=1) / values.amin(dim=1).clamp_min(tiny)
