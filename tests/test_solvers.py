@@ -551,3 +551,10 @@ def test_rows_that_nothing_flows_into_reach_no_sampler() -> None:
 def test_counts_are_whole_numbers(kind: type[Solver], field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} is .*; give a whole number from 1"):
         kind(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["gptq", "descent", "annealing", "tabu", "k_best", "auto"])
+def test_steps_so_small_that_products_underflow_crash_nothing(name: str) -> None:
+    problem = random_problem(1, 2, 6)
+    tiny = replace(problem, scale=torch.full_like(problem.scale, 5e-324))
+    assert tiny.allows(make_solver(name).solve(tiny).levels)

@@ -65,7 +65,9 @@ def _nearest_plane(lower, centre, scale, low, high, levels):  # pyright: ignore
     passed = np.zeros((rows, d))
     for c in range(d - 1, -1, -1):
         for i in range(rows):
-            wish = centre[i, c] - passed[i, c] / (lower[c, c] * scale[i, c])
+            wish, weight = centre[i, c], lower[c, c] * scale[i, c]
+            if weight > 0:  # else it has underflowed: no level costs anything
+                wish -= passed[i, c] / weight
             level = min(max(np.rint(wish), low[i, c]), high[i, c])
             levels[i, c] = np.int16(level)
             error = scale[i, c] * (level - centre[i, c])
