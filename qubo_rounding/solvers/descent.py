@@ -78,8 +78,9 @@ def descend(
 @numba.njit(cache=True, nogil=True)
 def _best_step(slope, curvature, scale, level, low, high):  # pyright: ignore
     """The level in [low, high] with the least energy on this weight's parabola."""
-    if curvature > 0:
-        return min(max(np.rint(level - slope / (curvature * scale)), low), high)
+    weight = curvature * scale
+    if weight > 0:  # it may underflow
+        return min(max(np.rint(level - slope / weight), low), high)
     # Concave or flat: one of the two ends.
     down, up = scale * (low - level), scale * (high - level)
     gain_down = down * (2 * slope + down * curvature)
