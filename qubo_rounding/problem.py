@@ -27,6 +27,7 @@ from qubo_rounding.exchange_file import (
 )
 
 PROVEN_TOLERANCE = 1e-9  # relative; what float64 leaves of an energy that two roads computed
+_LARGEST = 1e200  # energy; products of a few of them overflow nothing that matters
 _SYMMETRY_TOLERANCE = 1e-9  # relative to the largest entry
 _OPTIONAL = ("linear", "offset", "stream")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -153,6 +154,21 @@ class RoundingProblem:
             raise ProblemError("scale holds zero or negative steps; give positive ones.")
         if bool((self.low > self.high).any()):
             raise ProblemError("low exceeds high somewhere; give low <= high for every weight.")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Energies, and what is computed on the way to them, have to stay far within float64."""
+        farthest = torch.maximum((self.low - self.target).abs(), (self.high - self.target).abs())
+        error = float((self.scale * farthest).max())
+        largest = self.d**2 * float(self.gram.abs().max()) * error * error
+        if self.linear is not None:
+            largest += self.d * float(self.linear.abs().max()) * error
+        largest += float(self.offset.abs().max())
+        if not largest < _LARGEST:
+            raise ProblemError(
+                f"energies may reach {largest:.1g}; keep them below {_LARGEST:g} by smaller steps, "
+                "targets nearer to their levels, or a Gram matrix scaled down."
+            )
 
     def _symmetrise(self) -> None:
         asymmetry = float((self.gram - self.gram.mT).abs().max())

@@ -327,3 +327,14 @@ def test_a_row_that_nothing_flows_into_is_normalised_to_itself() -> None:
     dead = replace(problem, gram=torch.zeros_like(problem.gram)).normalised()
     assert not dead.energy(dead.low).any()
     assert bool(torch.isfinite(dead.scale).all())
+
+
+@pytest.mark.parametrize("field", ["gram", "scale", "target", "linear", "offset"])
+def test_numbers_whose_energies_leave_float64_are_refused(field: str) -> None:
+    problem = random_problem(1, 2, 4, linear=True)
+    value = getattr(problem, field).clone()
+    value[..., -1] = 1e308 if field != "gram" else 0.0
+    if field == "gram":
+        value[:, -1, -1] = 1e308
+    with pytest.raises(ProblemError, match=r"energies may reach .*keep them below 1e\+200"):
+        replace(problem, **{field: value})
