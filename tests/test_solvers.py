@@ -553,7 +553,9 @@ def test_counts_are_whole_numbers(kind: type[Solver], field: str, value: object)
         kind(**{field: value})
 
 
-@pytest.mark.parametrize("name", ["gptq", "descent", "annealing", "tabu", "k_best", "auto"])
+@pytest.mark.parametrize(
+    "name", ["gptq", "descent", "annealing", "tabu", "k_best", "auto", "tree_search"]
+)
 def test_steps_so_small_that_products_underflow_crash_nothing(name: str) -> None:
     problem = random_problem(1, 2, 6)
     tiny = replace(problem, scale=torch.full_like(problem.scale, 5e-324))

@@ -134,7 +134,8 @@ class RowSearch:
         self._incumbent = row.energy(self._spins) / row.unit - row.offset
         self._certified = -np.inf  # below this energy there are no levels
         self.nodes = 0
-        self.proven = row.n == 0
+        # Steps so small that their products underflow leave nothing to search either.
+        self.proven = not (row.matrix.any() or row.slope.any())
 
     @property
     def levels(self) -> np.ndarray:
