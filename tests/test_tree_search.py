@@ -261,3 +261,15 @@ def test_a_shifted_problem_has_the_same_optimum() -> None:
     )
     expected = Enumeration().solve(problem).energy
     assert torch.allclose(TreeSearch().solve(moved).energy, expected, rtol=1e-9)
+
+
+def test_wide_rows_of_a_matrix_that_rounding_left_indefinite_end() -> None:
+    vector = torch.tensor([1.4325**0.5, -1.8716 / 1.4325**0.5], dtype=torch.float64)
+    gram = torch.outer(vector, vector)
+    posed = random_problem(1, 3, 2, free=True)
+    for dent in (0.0, 1e-12, 1e-11):
+        gram_ = gram - dent * torch.eye(2, dtype=torch.float64)
+        problem = replace(posed, gram=gram_[None])
+        if TreeSearch().refuses(problem) is None:
+            optimum = Enumeration().solve(problem).energy
+            assert torch.allclose(TreeSearch().solve(problem).energy, optimum, atol=1e-9)

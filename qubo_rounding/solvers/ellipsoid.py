@@ -161,14 +161,14 @@ def first_shift(matrix, slope, wide):  # pyright: ignore
         _shifted(matrix, shift, work)
         if factorise(work, lower):
             return shift, np.ones(n, np.bool_)
-    size = 1e-2 * mean + 1e-300
+    size, tiny = 1e-2 * mean + 1e-300, 1e-13 * mean + 1e-300
     while True:
         for i in range(n):
-            shift[i] = -1e-13 * mean if wide[i] else -size
+            shift[i] = -tiny if wide[i] else -size
         _shifted(matrix, shift, work)
         if factorise(work, lower):
             return shift, ~wide
-        size *= 4
+        size, tiny = 4 * size, 4 * tiny  # a matrix may be singular among the wide weights alone
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
