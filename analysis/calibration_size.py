@@ -11,37 +11,23 @@ results/calibration_size.{csv,md}.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from analysis.judged_networks import NETWORKS
-from analysis.kit_networks import kit_folder
-from analysis.kit_problems import KitProblem
+from analysis.kit_problems import KitProblem, folded_network, kept_grams, posed_layers
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
     AdaRound,
     Auto,
     FirstThatAccepts,
     Gptq,
-    Gram,
     LayerSettings,
     Nearest,
-    collect_grams,
-    find_layers,
-    fold_batch_norm,
-    layer_problem,
-    load_grams,
-    load_model,
-    open_images,
     reuse_freed_memory,
-    save_grams,
 )
-from qubo_rounding.layers import matrix_of
 from qubo_rounding.means import geometric_mean
 
 PATH = RESULTS / "calibration_size.csv"
-FOLDER = Path("runs/calibration_size")
-NETWORK, ROWS, STRIDE, HELD_OUT = "efficientnet_lite0", 32, 5, 256
+NETWORK, ROWS, STRIDE = "efficientnet_lite0", 32, 5
 IMAGES = (64, 256, 1000)
 SHRINKS = (0.0, 0.01, 0.03, 0.1)
 SOLVERS = {
@@ -53,28 +39,13 @@ SOLVERS = {
 KEYS = ("images", "layer", "shrink", "solver")
 
 
-def grams_of(split: str, count: int) -> dict[str, Gram]:
-    """Grams of so many photographs of a split, kept in runs/calibration_size."""
-    path = FOLDER / f"{split}-{count}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model, preprocessing = load_model(NETWORKS[NETWORK])
-        images = open_images(kit_folder() / "images" / split, preprocessing, limit=count)
-        folded, _ = fold_batch_norm(model, next(iter(images))[0][:1])
-        save_grams(path, collect_grams(folded, images, progress=True))
-    return load_grams(path)
-
-
 def posed(images: int, shrink: float) -> Iterator[KitProblem]:
     """Every fifth layer."""
-    model, preprocessing = load_model(NETWORKS[NETWORK])
-    first = open_images(kit_folder() / "images" / "calibration", preprocessing, limit=1)
-    model, _ = fold_batch_norm(model, next(iter(first))[0])
-    layers, held_out = find_layers(model).layers, grams_of("validation", HELD_OUT)
-    for name, gram in list(grams_of("calibration", images).items())[::STRIDE]:
-        weight = matrix_of(model, layers[name])
-        problem, _ = layer_problem(layers[name], weight, gram, LayerSettings(shrink=shrink))
-        yield KitProblem(name, problem, weight, gram, held_out[name]).rows(ROWS)
+    grams = dict(list(kept_grams(NETWORK, "calibration", images).items())[::STRIDE])
+    settings = LayerSettings(shrink=shrink)
+    held_out = kept_grams(NETWORK, "validation")
+    for case in posed_layers(folded_network(NETWORK), grams, held_out, settings):
+        yield case.rows(ROWS)
 
 
 def measure() -> None:

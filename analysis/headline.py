@@ -1,4 +1,4 @@
-"""The headline: energy over the best lower bound, layer by layer of a real network, four solvers.
+"""The headline: energy over the best lower bound, layer by layer of a real network, five ways.
 
     python -m analysis.headline                  # 20 minutes, 2 cores; resumes
     python -m analysis.headline --scale demo     # 5 minutes, on the photographs of the extra `demo`
@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.kit_problems import KitProblem, kit_problems
+from analysis.kit_problems import KitProblem, kit_problems, posed_layers
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import (
     AdaRound,
@@ -33,16 +33,13 @@ from qubo_rounding import (
     TreeSearch,
     collect_grams,
     compare,
-    find_layers,
     fold_batch_norm,
-    layer_problem,
     load_model,
     reuse_freed_memory,
     write_records,
 )
 from qubo_rounding.figures import MARKERS, PALETTE, STYLE
 from qubo_rounding.imagenet import demo_photographs
-from qubo_rounding.layers import matrix_of
 from qubo_rounding.means import geometric_mean
 
 ROWS = 16
@@ -64,11 +61,8 @@ def problems(scale: str) -> Iterator[KitProblem]:
     model, preprocessing = load_model("efficientnet_lite0")
     calibration, held_out = demo_photographs(preprocessing)
     model, _ = fold_batch_norm(model, next(iter(calibration))[0])
-    layers, judging = find_layers(model).layers, collect_grams(model, held_out)
-    for name, gram in collect_grams(model, calibration).items():
-        weight = matrix_of(model, layers[name])
-        problem, _ = layer_problem(layers[name], weight, gram, LayerSettings())
-        yield KitProblem(name, problem, weight, gram, judging[name])
+    grams, judging = (collect_grams(model, images) for images in (calibration, held_out))
+    yield from posed_layers(model, grams, judging, LayerSettings())
 
 
 def measure(scale: str) -> list[Record]:

@@ -6,11 +6,11 @@ runs/kit_problems; problems of any width of weights are made from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
@@ -73,6 +73,52 @@ class KitProblem:
         return bias_shift(self.weight, rounded, self.gram)
 
 
+def posed_layers(
+    model: nn.Module,
+    grams: Mapping[str, Gram],
+    held_out: Mapping[str, Gram],
+    settings: LayerSettings,
+) -> Iterator[KitProblem]:
+    """The problems of the layers that there are Grams for, in their order.
+
+    Args:
+        model: batch norms folded.
+        grams, held_out: moments of the layers' inputs.
+        settings: how layers are posed.
+    """
+    layers = find_layers(model).layers
+    for name, gram in grams.items():
+        weight = matrix_of(model, layers[name])
+        problem, _ = layer_problem(layers[name], weight, gram, settings)
+        yield KitProblem(name, problem, weight, gram, held_out[name])
+
+
+def kept_grams(network: str, split: str, count: int = IMAGES) -> dict[str, Gram]:
+    """Grams of so many photographs of a split of the kit, collected once.
+
+    Args:
+        network: one of PROBLEM_NETWORKS.
+        split: "calibration" or "validation".
+        count: photographs, spread evenly over the split.
+    """
+    number = "" if count == IMAGES else f"-{count}"
+    path = FOLDER / f"{network}-{split}{number}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model, preprocessing = load_model(PROBLEM_NETWORKS[network])
+        images = open_images(kit_folder() / "images" / split, preprocessing, limit=count)
+        folded, _ = fold_batch_norm(model, next(iter(images))[0])
+        save_grams(path, collect_grams(folded, images, progress=True))
+    return load_grams(path)
+
+
+def folded_network(network: str) -> nn.Module:
+    """One of PROBLEM_NETWORKS with its batch norms folded."""
+    model, preprocessing = load_model(PROBLEM_NETWORKS[network])
+    images = open_images(kit_folder() / "images" / "calibration", preprocessing, limit=1)
+    return fold_batch_norm(model, next(iter(images))[0])[0]
+
+
 def kit_problems(network: str, bits: int, widest: int, narrowest: int = 1) -> Iterator[KitProblem]:
     """The problems of a network's layers with so many columns, in order of execution.
 
@@ -81,23 +127,7 @@ def kit_problems(network: str, bits: int, widest: int, narrowest: int = 1) -> It
         bits: of the weights.
         widest, narrowest: largest and smallest d.
     """
-    model, preprocessing = load_model(PROBLEM_NETWORKS[network])
-    images = kit_folder() / "images"
-    splits = {}
-    for split in ("calibration", "validation"):
-        path = FOLDER / f"{network}-{split}.safetensors"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            loader = list(open_images(images / split, preprocessing, limit=IMAGES))
-            folded, _ = fold_batch_norm(model, loader[0][0])
-            save_grams(path, collect_grams(folded, loader, progress=True))
-        splits[split] = load_grams(path)
-    first = next(iter(open_images(images / "calibration", preprocessing, limit=1)))[0]
-    folded, _ = fold_batch_norm(model, first)
-    layers = find_layers(folded).layers
-    for name, gram in splits["calibration"].items():
-        layer = layers[name]
-        if narrowest <= layer.d <= widest:
-            weight = matrix_of(folded, layer)
-            problem, _ = layer_problem(layer, weight, gram, LayerSettings(bits=bits))
-            yield KitProblem(name, problem, weight, gram, splits["validation"][name])
+    grams, held_out = (kept_grams(network, split) for split in ("calibration", "validation"))
+    fitting = {name: g for name, g in grams.items() if narrowest <= g.total.shape[1] <= widest}
+    settings = LayerSettings(bits=bits)
+    yield from posed_layers(folded_network(network), fitting, held_out, settings)

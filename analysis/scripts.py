@@ -34,7 +34,7 @@ WITH_FULL = (("kit", ()), ("full", ("--scale", "full")))
 
 SCRIPTS = (
     Script("toy", "eq 7-8: where is nearest wrong?", 0.2, 1, EVERYWHERE),
-    Script("headline", "four solvers over the best bound, layer by layer", 20, 2, WITH_DEMO),
+    Script("headline", "five ways over the best bound, layer by layer", 20, 2, WITH_DEMO),
     Script("hard_problems", "what makes a problem hard, where nearest falls short", 2),
     Script("stochastic_draws", "Table 1 and Figure 1: cost against accuracy of 100 draws", 30),
     Script("energy_and_loss", "does lower energy mean a better network?", 25),

@@ -24,6 +24,7 @@ from qubo_rounding.cli_options import (
     SkipUnreadable,
     Workers,
     asked_images,
+    check_folder_of,
     reports_errors,
     spreading,
 )
@@ -37,7 +38,7 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
 from qubo_rounding.page import write_page
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.records import write_records
+from qubo_rounding.records import check_records_path, write_records
 from qubo_rounding.report import markdown_table, records_table
 from qubo_rounding.solvers import make_solver
 from qubo_rounding.study import Case
@@ -162,8 +163,9 @@ def compare(
 
     Example: qubo-rounding compare problems/ --solvers nearest,gptq,annealing:sweeps=500
     """
-    if output and not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
+    if output:
+        check_folder_of(output)
+        check_records_path(output)
     chosen = {text: make_solver(text) for text in split_solvers(solvers)}
     cases = (Case.from_file(path, held_out) for path in problem_files(problem))
     every = range(seed, seed + seeds)
@@ -222,8 +224,8 @@ def report(
 
     Example: qubo-rounding report runs/lite0
     """
-    if output and not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
+    if output:
+        check_folder_of(output)
     if (run / "records.csv").is_file():
         typer.echo(write_study_page(run, output))
     else:

@@ -66,6 +66,16 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return reporting
 
 
+def check_folder_of(output: Path) -> None:
+    """Nothing, where an output can be written: told before the work that makes it.
+
+    Raises:
+        ValueError: its folder is not there.
+    """
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
+
+
 def asked_images(
     path: Path, preprocessing: Preprocessing, limit: int | None, skip_unreadable: bool
 ) -> ImageSet:

@@ -22,6 +22,7 @@ from qubo_rounding.cross_checks import (
 )
 from qubo_rounding.folder_lock import locked
 from qubo_rounding.known_optima import KnownOptima
+from qubo_rounding.means import quotient
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.records import Record, provenance
 from qubo_rounding.solvers import AdaRound, RefusedError, Solver
@@ -119,8 +120,7 @@ def _outcome(
     case: Case, label: str, solver: Solver, seed: int, origin: Mapping[str, Any]
 ) -> Outcome:
     """What one solver does with a case, without regard to the others."""
-    problem, nearest = case.problem, case.problem.nearest()
-    energy_nearest = float(problem.energy(nearest).sum())
+    problem, energy_nearest = case.problem, float(case.nearest.energy.sum())
     row: dict[str, Any] = {
         "problem": case.name,
         "calibration": case.calibration,
@@ -128,7 +128,8 @@ def _outcome(
     }
     row |= {"g": problem.g, "r": problem.r, "d": problem.d, "device": str(problem.device)}
     row |= {"solver": label, "configuration": repr(solver), "seed": seed, **origin}
-    row |= {"energy_nearest": energy_nearest, "held_out_nearest": _held_out(case, nearest)}
+    row["energy_nearest"] = energy_nearest
+    row["held_out_nearest"] = case.held_out_energy(case.nearest.levels)
     try:
         solution, seconds = run_solver(problem, solver, seed)
     except RefusedError as error:
@@ -138,8 +139,8 @@ def _outcome(
     energy = float(solution.energy.sum())
     scores = {
         "energy": energy,
-        "ratio": energy / energy_nearest if energy_nearest else None,
-        "held_out": _held_out(case, solution.levels),
+        "ratio": quotient(energy, energy_nearest),
+        "held_out": case.held_out_energy(solution.levels),
         "lower_bound": solution.total_bound,
         "proven_rows": int(solution.proven.sum()),
     }
@@ -148,9 +149,9 @@ def _outcome(
 
 def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, Solver]) -> None:
     """Check the outcomes of a case on each other, and put what they tell into their records."""
-    problem, nearest = case.problem, case.problem.nearest()
+    problem = case.problem
     found = [(o.record, o.solution) for o in outcomes.values() if o.solution is not None]
-    energies = [("nearest rounding", problem.energy(nearest))]
+    energies = [("nearest rounding", case.nearest.energy)]
     energies += [(record.solver, solution.energy) for record, solution in found]
     for record, solution in found:
         for who, energy in energies:
@@ -166,10 +167,6 @@ def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, S
         if outcome.solution is not None:
             relation = known.relation(outcome.solution, relaxed.get(outcome.record.seed))
             outcome.record = replace(outcome.record, **relation)
-
-
-def _held_out(case: Case, levels: Tensor) -> float | None:
-    return None if case.held_out is None else float(case.held_out(levels).sum())
 
 
 def _warm_up(solver: Solver) -> None:

@@ -90,7 +90,7 @@ def check_modules_agree(problem: RoundingProblem, levels: Tensor) -> None:
     if not problem.is_binary:
         return
     heads = problem.part(rows=slice(0, 1))
-    unit = torch.where(heads.unit > 0, heads.unit, 1.0)[..., 0]
+    unit = heads.positive_unit[..., 0]
     relaxed = heads.normalised().energy(levels[:, :1]) * unit
     for group in range(0, problem.g, -(-problem.g // _GROUPS_CHECKED)):
         quadratic, offset, columns = problem.to_qubo(group, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ def keep(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         save_file(on_cpu, temporary, metadata=checked)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a file holds: tensors on the CPU, and words about them."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
 @contextmanager
-def kept(path: Path) -> Iterator[Any]:
-    """The open file, for `get_tensor` and `metadata`.
+def kept(path: Path) -> Iterator[Kept]:
+    """The content of a file that `keep` wrote, checked.
 
     Raises:
         ValueError: it is damaged, none of ours, or lacks what the block looks for.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            _check(file)
-            yield file
+        yield _checked(path)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
 
@@ -46,14 +53,16 @@ def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     return [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
 
 
-def _check(file: Any) -> None:
-    metadata = dict(file.metadata() or {})
+def _checked(path: Path) -> Kept:
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     told = metadata.pop(_CHECKSUM, None)
     if told is None:
         raise ValueError("it has no checksum")
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if told != _checksum(tensors, metadata):
         raise ValueError("its checksum is another one")
+    return Kept(tensors, metadata)
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -1,9 +1,14 @@
-"""The mean that ratios have."""
+"""Ratios that may be missing, and the mean that ratios have."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+
+
+def quotient(above: float | None, below: float | None) -> float | None:
+    """Above / below; None where one is missing or `below` is 0."""
+    return above / below if above is not None and below else None
 
 
 def geometric_mean(ratios: Iterable[float | None]) -> float | None:

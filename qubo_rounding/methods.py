@@ -10,7 +10,8 @@ from qubo_rounding.relaxed.reconstruction import (
     Distillation,
     Reconstruction,
 )
-from qubo_rounding.solvers import Auto, make_relaxation, make_solver
+from qubo_rounding.solvers import make_relaxation, make_solver
+from qubo_rounding.solvers.auto import DEFAULT_SOLVER
 from qubo_rounding.specification import made_from
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -38,5 +39,5 @@ def method_options(text: str) -> dict[str, Any]:
         ValueError: an unknown name or key, or a value that the method does not allow.
     """
     if text.strip() == "auto":
-        return {"solver": Auto("fast")}
+        return {"solver": DEFAULT_SOLVER}
     return {"reconstruction": made_from(text, METHODS, "method", _NAMED, others=("auto",))}

@@ -40,7 +40,8 @@ from qubo_rounding.rounders import (
     SolverRounder,
 )
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
-from qubo_rounding.solvers import Annealing, Auto, Solver
+from qubo_rounding.solvers import Annealing, Solver
+from qubo_rounding.solvers.auto import DEFAULT_SOLVER
 from qubo_rounding.statistics import Gram, collect_grams
 from qubo_rounding.watch import watching
 
@@ -200,7 +201,7 @@ def _method(
             "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
             "for float inputs)."
         )
-    return reconstruction or solver or Auto("fast")
+    return reconstruction or solver or DEFAULT_SOLVER
 
 
 def _rounder_on(

@@ -218,13 +218,18 @@ class RoundingProblem:
         """
         return (self.scale**2 * self.diagonal.abs()).mean(dim=2, keepdim=True)
 
+    @property
+    def positive_unit(self) -> Tensor:
+        """(g, r, 1) `unit`, and 1 where that is zero: what energies can be divided by."""
+        return torch.where(self.unit > 0, self.unit, 1.0)
+
     def normalised(self) -> RoundingProblem:
         """The same problem with each row's energy divided by its unit (by 1 where that is zero).
 
         Same levels, same order of energies; all numbers near 1, so that a solver may compute in
         float32 whatever the scale of weights and inputs.
         """
-        positive = torch.where(self.unit > 0, self.unit, 1.0)
+        positive = self.positive_unit
         shared = self.diagonal.abs().mean(dim=2, keepdim=True)
         shared = torch.where(shared > 0, shared, 1.0)
         # With e' = grow * e and G' = G / shared, e' G' e' is e G e / unit.

@@ -15,6 +15,7 @@ import torch
 
 import qubo_rounding
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.means import quotient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +92,22 @@ class Record:
     @property
     def held_out_ratio(self) -> float | None:
         """Held-out energy relative to nearest's; None without."""
-        if self.held_out is None or not self.held_out_nearest:
-            return None
-        return self.held_out / self.held_out_nearest
+        return quotient(self.held_out, self.held_out_nearest)
 
     @property
     def cell(self) -> tuple[str, str, str, str, int]:
         """What the row measures: problem, calibration, solver, its configuration, seed."""
         return self.problem, self.calibration, self.solver, self.configuration, self.seed
+
+
+def check_records_path(path: str | Path) -> None:
+    """Nothing, where records can be written as the path's ending asks for.
+
+    Raises:
+        ValueError: Parquet, and pyarrow is not installed.
+    """
+    if Path(path).suffix == ".parquet":
+        _pyarrow()
 
 
 def write_records(path: str | Path, records: Sequence[Record]) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.evaluation import Evaluation
 from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure, gram_flips_figure
-from qubo_rounding.means import geometric_mean
+from qubo_rounding.means import geometric_mean, quotient
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.records import Record
 
@@ -156,10 +156,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(numbers) else None
 
 
-def _quotient(above: float | None, below: float | None) -> float | None:
-    return above / below if above is not None and below else None
-
-
 def _summary(run: Mapping[str, Sequence[Record]], problems: int) -> dict[str, object]:
     """What stands in the last lines of a solver's column."""
     every = [record for records in run.values() for record in records]
@@ -173,8 +169,8 @@ def _summary(run: Mapping[str, Sequence[Record]], problems: int) -> dict[str, ob
     return {
         "geometric mean": geometric_mean(ratios) if every else None,
         "held out": geometric_mean(held_out) if every else None,
-        "sum of energies": _quotient(energy, sum(record.energy_nearest for record in every)),
-        "over the bounds": _quotient(energy, sum(record.best_bound or 0 for record in every))
+        "sum of energies": quotient(energy, sum(record.energy_nearest for record in every)),
+        "over the bounds": quotient(energy, sum(record.best_bound or 0 for record in every))
         if bounded
         else None,
         "rows exact": f"{sum(record.exact_rows for record in every)} of {known}" if known else None,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.kept_files import differing_keys, keep, kept
 from qubo_rounding.layers import Layer, bias_of, weight_of
+from qubo_rounding.means import quotient
 from qubo_rounding.problem import RoundingProblem
 
 _SMALL = 2**17  # elements of a Gram matrix: 1 MiB a layer
@@ -57,21 +58,17 @@ class LayerRecord:
     @property
     def ratio(self) -> float | None:
         """Energy relative to nearest; None where nearest is without error."""
-        return self.energy / self.energy_nearest if self.energy_nearest else None
+        return quotient(self.energy, self.energy_nearest)
 
     @property
     def held_out_ratio(self) -> float | None:
         """The same on held-out data; None without."""
-        if self.held_out is None or not self.held_out_nearest:
-            return None
-        return self.held_out / self.held_out_nearest
+        return quotient(self.held_out, self.held_out_nearest)
 
     @property
     def bound_ratio(self) -> float | None:
         """The lower bound relative to nearest's energy; None without."""
-        if self.lower_bound is None or not self.energy_nearest:
-            return None
-        return self.lower_bound / self.energy_nearest
+        return quotient(self.lower_bound, self.energy_nearest)
 
     @property
     def flipped(self) -> float:
@@ -187,9 +184,8 @@ def load_layer(run: Path, name: str) -> RoundedLayer | None:
     if not path.exists():
         return None
     with kept(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        record = LayerRecord(**json.loads(file.metadata()["record"]))
-        return RoundedLayer(**tensors, record=record)
+        record = LayerRecord(**json.loads(file.metadata["record"]))
+        return RoundedLayer(**file.tensors, record=record)
 
 
 def problem_file(run: Path, name: str) -> Path:

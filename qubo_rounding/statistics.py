@@ -222,9 +222,8 @@ def load_grams(path: str | Path) -> dict[str, Gram]:
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file of Grams.")
     with kept(Path(path)) as file:
-        counts = json.loads(file.metadata()["grams"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return {name: Gram(count=count, **_fields_of(name, tensors)) for name, count in counts}
+        counts = json.loads(file.metadata["grams"])
+    return {name: Gram(count=count, **_fields_of(name, file.tensors)) for name, count in counts}
 
 
 def _fields_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -32,12 +33,21 @@ class Case:
     calibration: str = ""
     held_out: Callable[[Tensor], Tensor] | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the problem's tensors."""
         p = self.problem
         tensors = (p.gram, p.target, p.scale, p.low, p.high, p.linear, p.offset)
         return str(Fingerprint(tensor for tensor in tensors if tensor is not None))
+
+    @cached_property
+    def nearest(self) -> Solution:
+        """Nearest rounding, which everything is compared with."""
+        return self.problem.solution(self.problem.nearest())
+
+    def held_out_energy(self, levels: Tensor) -> float | None:
+        """Of levels (g, r, d), summed over all rows; None without held-out images."""
+        return None if self.held_out is None else float(self.held_out(levels).sum())
 
     @classmethod
     def from_file(cls, path: Path, held_out: Path | None = None) -> Case:

@@ -119,12 +119,11 @@ def processes(count: int) -> Iterator[Callable[[], Executor]]:
     made: list[ProcessPoolExecutor] = []
 
     def make() -> Executor:
-        if not made or getattr(made[-1], "_broken", False):
-            made.append(
-                ProcessPoolExecutor(
-                    count, context, initializer=torch.set_num_threads, initargs=(1,)
-                )
-            )
+        try:
+            made[-1].submit(int)
+        except (IndexError, BrokenExecutor):
+            alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+            made.append(ProcessPoolExecutor(count, context, **alone))
         return made[-1]
 
     try:

@@ -17,8 +17,7 @@ TENSORS = {"b": torch.arange(6).view(2, 3), "a": torch.tensor(2.5, dtype=torch.f
 
 def content(path: Path) -> tuple[dict[str, str], dict[str, list]]:
     with kept(path) as file:
-        tensors = {name: file.get_tensor(name).tolist() for name in TENSORS}
-        return dict(file.metadata()), tensors
+        return file.metadata, {name: file.tensors[name].tolist() for name in TENSORS}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from qubo_rounding.compare import compare
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.records import Record, read_records, write_records
+from qubo_rounding.records import Record, check_records_path, read_records, write_records
 from qubo_rounding.solvers import Enumeration, Nearest
 from qubo_rounding.testing import random_problem
 
@@ -74,6 +74,9 @@ def test_parquet_without_pyarrow_is_named(problem, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"Parquet needs pyarrow.*\[parquet\].*\.csv"):
         write_records(tmp_path / "records.parquet", records)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="Parquet needs pyarrow"):
+        check_records_path(tmp_path / "records.parquet")  # before anything is solved
+    check_records_path(tmp_path / "records.csv")
 
 
 def test_a_foreign_parquet_file_is_named(problem, tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,13 +99,15 @@ def render() -> None:
         "layer": f"{len(table)} layers",
     }
     mean |= {key: math.exp(sum(math.log(r[key]) for r in table) / len(table)) for key in numbers}
+    middle: dict[str, Any] = {"network": "median", "bits": "", "layer": ""}
+    middle |= {key: statistics.median(r[key] for r in table) for key in numbers}
     worst: dict[str, Any] = {"network": "largest", "bits": "", "layer": ""}
     worst |= {key: max(r[key] for r in table) for key in numbers}
     closing = (
         "AdaRound relative to nearest rounding; everything else, energies, seconds and held-out "
         "energies, relative to tuned AdaRound's."
     )
-    write_markdown("auto_against_adaround", [*table, mean, worst], closing)
+    write_markdown("auto_against_adaround", [*table, mean, middle, worst], closing)
 
 
 if __name__ == "__main__":

@@ -74,16 +74,15 @@ def load_levels(path: str | Path, model: nn.Module, batch: Tensor) -> nn.Module:
         ValueError: a damaged or foreign file, or a network that it was not made from.
     """
     with kept(Path(path)) as file:
-        description = json.loads((file.metadata() or {}).get("description", "{}"))
+        description = json.loads(file.metadata.get("description", "{}"))
         if description.get("format") != FORMAT:
             raise ValueError(f"its format is {description.get('format')!r}, not {FORMAT!r}")
         equalised, sites = description["equalise"], description["activations"]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = {
-            name: _weight(tensors, name, what) for name, what in description["layers"].items()
+            name: _weight(file.tensors, name, what) for name, what in description["layers"].items()
         }
     network, _ = prepared(model, batch, LayerSettings(equalise=equalised))
-    _take_state(network, tensors, weights)
+    _take_state(network, file.tensors, weights)
     layers = find_layers(network).layers
     for name, weight in weights.items():
         weight_of(network, layers[name]).data.copy_(layers[name].weight(weight))

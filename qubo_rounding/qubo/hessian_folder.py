@@ -57,7 +57,7 @@ class HessianFolder:
         if not file.exists():
             return None
         with kept(file) as content:
-            return content.get_tensor("part")
+            return content.tensors["part"]
 
     def numbers(self) -> list[int]:
         """Which parts are kept, in order."""
@@ -74,7 +74,7 @@ class HessianFolder:
                 "empty folder."
             )
         with kept(file) as content:
-            found, wanted = json.loads((content.metadata() or {})["identity"]), self._identity
+            found, wanted = json.loads(content.metadata["identity"]), self._identity
         if differing := differing_keys(found, wanted):
             raise ValueError(
                 f"{self.path} holds parts of another Hessian (other {', '.join(differing)}). "

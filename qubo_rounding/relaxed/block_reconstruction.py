@@ -124,12 +124,12 @@ class _Files:
             return None
         with kept(self._path) as file:
             if self._quantisers is not None:
-                steps = file.get_tensor("steps")
+                steps = file.tensors["steps"]
                 for scale, step in zip(scales_of(self._quantisers), steps, strict=True):
                     scale.data.copy_(step)
             names = [one.layer.name for one in inside]
             return [
-                Learned(file.get_tensor(f"{name}/levels"), file.get_tensor(f"{name}/shift"))
+                Learned(file.tensors[f"{name}/levels"], file.tensors[f"{name}/shift"])
                 for name in names
             ]
 

@@ -47,8 +47,8 @@ class Checkpoint:
         with kept(self._path) as file:
             for number, part in enumerate(parts):
                 keys = part.state()
-                part.restore({key: file.get_tensor(f"{number}.{key}") for key in keys})
-            return int(file.metadata()["iterations"])
+                part.restore({key: file.tensors[f"{number}.{key}"] for key in keys})
+            return int(file.metadata["iterations"])
 
     def keep(self, parts: Sequence[Resumable], iterations: int) -> None:
         """Keep the state after so many iterations, if the last time was long enough ago."""

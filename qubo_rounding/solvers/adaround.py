@@ -80,7 +80,7 @@ class AdaRound(Solver):
         """V (g, r, d) after the last iteration, how many there were, what to tell; in float32."""
         unit = torch.ones_like(problem.unit)
         if self.normalise:
-            unit = torch.where(problem.unit > 0, problem.unit, 1.0)
+            unit = problem.positive_unit
             problem = problem.normalised()
         step = (problem.scale * choices.room).float()
         start = problem.errors(choices.lowest).float()
@@ -97,10 +97,8 @@ class AdaRound(Solver):
             errors = torch.addcmul(start, step, h)
             gradient = gram_product(errors, gram)
             if course.due(iteration):
-                soft = (gradient * errors).sum(dim=2, dtype=torch.float64)
-                if problem.linear is not None:
-                    soft += (problem.linear * errors).sum(dim=2)
-                loss = float(((soft + problem.offset) * unit[..., 0]).sum())
+                energies = _soft_energies(problem, errors, gradient)
+                loss = float((energies * unit[..., 0]).sum())
                 unsettled = self.relaxation.unsettled(adam.value, choices.room, progress)
                 course.note(iteration, loss, unsettled)
             gradient.mul_(force)
@@ -114,3 +112,11 @@ class AdaRound(Solver):
         h = self.relaxation.soften(adam.value, choices.room, 1.0)[0]
         after = histogram(h, choices.room)
         return adam.value, done, {"course": course.told(), "h_before": before, "h_after": after}
+
+
+def _soft_energies(problem: RoundingProblem, errors: Tensor, product: Tensor) -> Tensor:
+    """(g, r) float64 energies of errors e, of which the product G e is at hand."""
+    energies = (product * errors).sum(dim=2, dtype=torch.float64) + problem.offset
+    if problem.linear is not None:
+        energies += (problem.linear * errors).sum(dim=2)
+    return energies

@@ -106,3 +106,6 @@ class Auto(Solver):
         solution = chosen.solve(problem, seed=seed)
         stats = {**solution.stats, "solved_by": repr(chosen)}
         return problem.solution(solution.levels, solution.lower_bound, **stats)
+
+
+DEFAULT_SOLVER = Auto("fast")  # of whole networks, where none is named
