@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qubo_rounding.records import provenance
+from qubo_rounding.provenance import provenance
 from qubo_rounding.report import markdown_table
 
 RESULTS = Path(__file__).parent / "results"

@@ -39,6 +39,8 @@ from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.local_loss import bias_shift, local_problem, output_error
 from qubo_rounding.models import Preprocessing, load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, problems, quantise
+from qubo_rounding.network_comparison import compare_networks
+from qubo_rounding.network_study import NetworkCase, NetworkMethod
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
 from qubo_rounding.qubo.bqm import from_bqm, levels_from_sample, to_bqm, to_quadratic_model
@@ -48,7 +50,8 @@ from qubo_rounding.qubo.output_curvature import kronecker_hessian, output_hessia
 from qubo_rounding.qubo.row_hessian import row_hessian_problem, row_weights
 from qubo_rounding.qubo.samplers import SolverSampler
 from qubo_rounding.qubo.true_loss import every_energy, every_loss, true_losses
-from qubo_rounding.records import Record, read_records, write_records
+from qubo_rounding.record_files import read_records, write_records
+from qubo_rounding.records import NetworkRecord, Record
 from qubo_rounding.relaxed.activations import (
     ActivationMinMax,
     ActivationMSE,
@@ -128,6 +131,9 @@ __all__ = [
     "LayerSettings",
     "MinMax",
     "Nearest",
+    "NetworkCase",
+    "NetworkMethod",
+    "NetworkRecord",
     "OutputMSE",
     "PlainSigmoid",
     "Preprocessing",
@@ -156,6 +162,7 @@ __all__ = [
     "cluster",
     "collect_grams",
     "compare",
+    "compare_networks",
     "eigenvalue_bound",
     "equalise",
     "evaluate",

@@ -1,4 +1,4 @@
-"""The command line: demo, problems, solve, compare, quantize, report."""
+"""The command line: demo, problems, solve, compare, compare-networks, quantize, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qubo_rounding.allocator import reuse_freed_memory
+from qubo_rounding.cli_compare import compare, compare_networks
 from qubo_rounding.cli_options import (
     SOLVER_HELP,
     Bias,
@@ -29,7 +30,6 @@ from qubo_rounding.cli_options import (
     spreading,
 )
 from qubo_rounding.cli_quantize import quantize
-from qubo_rounding.compare import compare as compare_solvers
 from qubo_rounding.compare import run_solver
 from qubo_rounding.demo import run_demo
 from qubo_rounding.exchange_file import check_npz_path
@@ -38,11 +38,9 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
 from qubo_rounding.page import write_page
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.records import check_records_path, write_records
-from qubo_rounding.report import markdown_table, records_table
+from qubo_rounding.report import markdown_table
 from qubo_rounding.solvers import make_solver
-from qubo_rounding.study import Case
-from qubo_rounding.study_page import write_study_page
+from qubo_rounding.study_page import is_study, write_study_page
 from qubo_rounding.watch import watching
 
 app = typer.Typer(
@@ -138,74 +136,8 @@ def solve(
     typer.echo(json.dumps(result) if as_json else markdown_table([result]))
 
 
-@app.command()
-@reports_errors
-def compare(
-    problem: Annotated[
-        list[Path], typer.Argument(metavar="PROBLEM...", help="problem files, or folders of them")
-    ],
-    solvers: Annotated[str, typer.Option(help="names with options, separated by commas")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="records as .csv or .parquet")
-    ] = None,
-    study: Annotated[
-        Path | None,
-        typer.Option(help="folder that keeps records and solutions, to resume and to add to"),
-    ] = None,
-    held_out: Annotated[
-        Path | None,
-        typer.Option(help="folder of the same problem files, their Grams from held-out images"),
-    ] = None,
-    seed: Seed = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from --seed on")] = 1,
-) -> None:
-    """Run several solvers on several problem files and print one table.
-
-    Example: qubo-rounding compare problems/ --solvers nearest,gptq,annealing:sweeps=500
-    """
-    if output:
-        check_folder_of(output)
-        check_records_path(output)
-    chosen = {text: make_solver(text) for text in split_solvers(solvers)}
-    cases = (Case.from_file(path, held_out) for path in problem_files(problem))
-    every = range(seed, seed + seeds)
-    records = compare_solvers(cases, chosen, seeds=every, study=study, progress=True)
-    if output:
-        write_records(output, records)
-    typer.echo(records_table(records))
-
-
-def problem_files(paths: list[Path]) -> list[Path]:
-    """The problem files among paths, folders replaced by what is in them.
-
-    Raises:
-        ValueError: a folder without problem files.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"{path} holds no problem files (.npz).")
-        found += inside
-    return found
-
-
-def split_solvers(text: str) -> list[str]:
-    """The solver descriptions in a list separated by commas; options have commas too.
-
-    A part with an equals sign and no colon goes on with the options of the solver before it.
-    """
-    found: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if found and "=" in part and ":" not in part.partition("=")[0]:
-            found[-1] += "," + part
-        else:
-            found.append(part)
-    if not found:
-        raise ValueError("no solvers are given; give names separated by commas.")
-    return found
-
-
+app.command()(compare)
+app.command()(compare_networks)
 app.command()(quantize)
 
 
@@ -226,7 +158,7 @@ def report(
     """
     if output:
         check_folder_of(output)
-    if (run / "records.csv").is_file():
+    if is_study(run):
         typer.echo(write_study_page(run, output))
     else:
         typer.echo(write_page(run, output, layer=layer))

@@ -38,7 +38,7 @@ from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
 from qubo_rounding.models import load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
-from qubo_rounding.records import provenance
+from qubo_rounding.provenance import provenance
 from qubo_rounding.report import markdown_table
 from qubo_rounding.run_folder import LayerRecord
 from qubo_rounding.run_summary import NOT_PRINTED, network_scores

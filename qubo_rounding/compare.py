@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,8 @@ from qubo_rounding.folder_lock import locked
 from qubo_rounding.known_optima import KnownOptima
 from qubo_rounding.means import quotient
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.records import Record, provenance
+from qubo_rounding.provenance import now, provenance
+from qubo_rounding.records import Record
 from qubo_rounding.solvers import AdaRound, RefusedError, Solver
 from qubo_rounding.study import Case, Outcome, Study
 from qubo_rounding.testing import random_problem
@@ -133,7 +133,7 @@ def _outcome(
     try:
         solution, seconds = run_solver(problem, solver, seed)
     except RefusedError as error:
-        return Outcome(Record(**row, refused=str(error), time=_now()), None)
+        return Outcome(Record(**row, refused=str(error), time=now()), None)
     except CrossCheckError as error:
         raise CrossCheckError(f"problem {case.name!r}: {error}") from None
     energy = float(solution.energy.sum())
@@ -144,7 +144,7 @@ def _outcome(
         "lower_bound": solution.total_bound,
         "proven_rows": int(solution.proven.sum()),
     }
-    return Outcome(Record(**row, **scores, seconds=seconds, time=_now()), solution)
+    return Outcome(Record(**row, **scores, seconds=seconds, time=now()), solution)
 
 
 def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, Solver]) -> None:
@@ -172,7 +172,3 @@ def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, S
 def _warm_up(solver: Solver) -> None:
     with watching(time_limit=1e-9), suppress(RefusedError):  # one step of every watched loop
         solver.solve(random_problem(1, 1, 4))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

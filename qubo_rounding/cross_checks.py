@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
+from qubo_rounding.run_folder import LayerRecord
 from qubo_rounding.solvers import Solver
 
 REPORTED_TOLERANCE = 1e-6  # relative; a solver may report what it scored in float32 products
@@ -71,6 +75,34 @@ def check_bound(
             f"{who} has energy {float(energy[row]):.12g} in (group, row) {row}, below the "
             f"lower bound {float(bound[row]):.12g} of {whose}; one of the two is wrong."
         )
+
+
+def check_layer_bounds(network: str, results: Mapping[str, Sequence[LayerRecord]]) -> None:
+    """Nothing, where no layer's energy lies below a lower bound that any result gives for it.
+
+    Args:
+        network: its name.
+        results: the layers' records by method; all methods solved the same problems.
+
+    Raises:
+        CrossCheckError: an energy below a bound.
+    """
+    bounds: dict[str, tuple[float, str]] = {}
+    for method, layers in results.items():
+        for layer in layers:
+            if layer.lower_bound is not None:
+                bound = (layer.lower_bound, method)
+                bounds[layer.name] = max(bounds.get(layer.name, bound), bound)
+    for method, layers in results.items():
+        for layer in layers:
+            bound, whose = bounds.get(layer.name, (-math.inf, ""))
+            room = PROVEN_TOLERANCE * (abs(layer.energy) + layer.energy_nearest)
+            if layer.energy < bound - room:
+                raise CrossCheckError(
+                    f"network {network!r}: {method!r} has energy {layer.energy:.12g} in layer "
+                    f"{layer.name!r}, below the lower bound {bound:.12g} of {whose!r}; one of the "
+                    "two is wrong."
+                )
 
 
 def check_modules_agree(problem: RoundingProblem, levels: Tensor) -> None:

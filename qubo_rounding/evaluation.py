@@ -26,6 +26,7 @@ class Evaluation:
         top1_interval, top5_interval: their 95 % Wilson intervals.
         agreement: share of images on which the float network gives the same first answer.
         kl: mean over images of KL(softmax(float) || softmax(this network)), nats.
+        loss: mean cross-entropy of the labels, nats.
     """
 
     images: int
@@ -35,6 +36,7 @@ class Evaluation:
     top5_interval: tuple[float, float] | None = None
     agreement: float | None = None
     kl: float | None = None
+    loss: float | None = None
 
 
 def predict(model: nn.Module, images: Iterable[Any], progress: bool = False) -> Tensor:
@@ -69,7 +71,7 @@ def predict(model: nn.Module, images: Iterable[Any], progress: bool = False) -> 
 def evaluate(
     logits: Tensor, labels: Tensor | None = None, float_logits: Tensor | None = None
 ) -> Evaluation:
-    """Top-1, top-5, agreement and divergence of a network's answers.
+    """Top-1, top-5, task loss, agreement and divergence of a network's answers.
 
     Args:
         logits: (n, classes), from `predict`.
@@ -94,8 +96,9 @@ def evaluate(
             judged,
             top1=first / len(labels),
             top5=five / len(labels),
-            top1_interval=_wilson_interval(first, len(labels)),
-            top5_interval=_wilson_interval(five, len(labels)),
+            top1_interval=wilson_interval(first, len(labels)),
+            top5_interval=wilson_interval(five, len(labels)),
+            loss=float(F.cross_entropy(logits.double(), labels)),
         )
     if float_logits is not None:
         agreement = int((logits.argmax(1) == float_logits.argmax(1)).sum()) / len(logits)
@@ -120,8 +123,11 @@ def divergences(reference: Tensor, logits: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - given)).sum(1)
 
 
-def _wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209."""
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `hits` among n were seen.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
+    """
     share, square = hits / n, NORMAL_QUANTILE**2
     centre = (share + square / (2 * n)) / (1 + square / n)
     spread = math.sqrt(share * (1 - share) / n + square / (4 * n * n))

@@ -1,25 +1,15 @@
-"""Flat rows of what was measured, with their provenance; as CSV or Parquet."""
+"""Flat rows of what was measured, with their provenance."""
 
 from __future__ import annotations
 
-import csv
-import os
-import platform
-import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass
 
-import torch
-
-import qubo_rounding
-from qubo_rounding.atomic import atomic_path
 from qubo_rounding.means import quotient
+from qubo_rounding.provenance import Provenance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Provenance):
     """One solver on one problem; energies are sums over rows, output^2 per position.
 
     Args:
@@ -48,11 +38,6 @@ class Record:
             None where AdaRound was not among the solvers.
         seconds: the solver's wall time, without compilation; None where refused.
         refused: why the solver refused the problem; empty where it did not.
-        package_version, torch_version, python_version: what ran.
-        commit: of the package's repository, ending in -dirty after changes; empty without one.
-        machine: processor and number of cores.
-        device, threads: where the problem lay, and torch's number of threads.
-        time: of the end of the run, UTC, ISO 8601.
     """
 
     problem: str
@@ -80,14 +65,6 @@ class Record:
     bits_of_relaxation: float | None = None
     seconds: float | None = None
     refused: str = ""
-    package_version: str
-    torch_version: str
-    python_version: str
-    commit: str
-    machine: str
-    device: str
-    threads: int
-    time: str
 
     @property
     def held_out_ratio(self) -> float | None:
@@ -100,116 +77,55 @@ class Record:
         return self.problem, self.calibration, self.solver, self.configuration, self.seed
 
 
-def check_records_path(path: str | Path) -> None:
-    """Nothing, where records can be written as the path's ending asks for.
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecord(Provenance):
+    """One way to round one whole network, judged by images that were not used for it.
 
-    Raises:
-        ValueError: Parquet, and pyarrow is not installed.
+    Args:
+        network: its name.
+        calibration: the name of the images that it was calibrated on; may be empty.
+        fingerprint: SHA-256 of the network's tensors, and of the images that calibrate and judge.
+        method: the name it was given.
+        configuration: repr of the method, with every hyperparameter.
+        seed: of its random numbers.
+        layers, weights: how many were rounded.
+        ratio: energy of a layer relative to nearest rounding of the same problem, geometric mean
+            over the layers; None where one has no error.
+        held_out_ratio: the same on held-out images; None without any.
+        rows, proven_rows: of all layers; those proven optimal.
+        images: that judge.
+        float_loss, loss: task loss of the float and of the rounded network, mean cross-entropy of
+            the labels in nats; None without labels.
+        float_top1, top1: share of images whose label has the largest logit; None without labels.
+        agreement: share of images on which the float network gives the same first answer.
+        kl: mean over images of KL(softmax(float) || softmax(rounded)), nats.
+        solver_seconds: wall time in the solver or reconstruction, over all layers.
+        seconds: wall time of it all but the judging; of the last part where a run was resumed.
     """
-    if Path(path).suffix == ".parquet":
-        _pyarrow()
 
+    network: str
+    calibration: str = ""
+    fingerprint: str
+    method: str
+    configuration: str
+    seed: int
+    layers: int
+    weights: int
+    ratio: float | None = None
+    held_out_ratio: float | None = None
+    rows: int
+    proven_rows: int = 0
+    images: int
+    float_loss: float | None = None
+    loss: float | None = None
+    float_top1: float | None = None
+    top1: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    solver_seconds: float
+    seconds: float
 
-def write_records(path: str | Path, records: Sequence[Record]) -> Path:
-    """Write records as CSV, or as Parquet where the path ends in .parquet; returns the path.
-
-    Raises:
-        ValueError: Parquet, and pyarrow is not installed.
-    """
-    with atomic_path(path) as temporary:
-        if Path(path).suffix == ".parquet":
-            _write_parquet(temporary, records)
-        else:
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, [field.name for field in fields(Record)])
-                writer.writeheader()
-                writer.writerows(asdict(record) for record in records)
-    return Path(path)
-
-
-def read_records(path: str | Path) -> list[Record]:
-    """The records that `write_records` wrote.
-
-    Raises:
-        ValueError: other columns than a record's, a value of a wrong kind, or Parquet without
-            pyarrow.
-    """
-    if Path(path).suffix == ".parquet":
-        rows = _pyarrow().read_table(path).to_pylist()
-        _check_columns(path, rows[0] if rows else get_type_hints(Record))
-        return [Record(**row) for row in rows]
-    kinds = get_type_hints(Record)
-    with Path(path).open(newline="") as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or [])
-        try:
-            return [
-                Record(**{key: _parsed(row[key], kind) for key, kind in kinds.items()})
-                for row in reader
-            ]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}.") from None
-
-
-def provenance() -> dict[str, Any]:
-    """What ran and where: versions, commit, machine, threads; by the names of `Record`."""
-    return {
-        "package_version": qubo_rounding.__version__,
-        "torch_version": torch.__version__,
-        "python_version": platform.python_version(),
-        "commit": _commit(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _check_columns(path: str | Path, columns: Iterable[str]) -> None:
-    if (given := list(columns)) != (wanted := list(get_type_hints(Record))):
-        raise ValueError(f"{path} has the columns {given}; records have {wanted}.")
-
-
-def _parsed(text: str, kind: Any) -> Any:
-    if kind == float | None:
-        return float(text) if text else None
-    return kind(text)
-
-
-def _pyarrow() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(
-            "Parquet needs pyarrow, which is not installed; pip install 'qubo-rounding[parquet]', "
-            "or choose a path that ends in .csv."
-        ) from None
-    return parquet
-
-
-def _write_parquet(path: Path, records: Sequence[Record]) -> None:
-    parquet = _pyarrow()
-    import pyarrow as pa
-
-    arrow = {str: pa.string(), int: pa.int64()}
-    kinds = get_type_hints(Record).items()
-    schema = pa.schema([(name, arrow.get(kind, pa.float64())) for name, kind in kinds])
-    rows = [asdict(record) for record in records]
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-
-
-def _commit() -> str:
-    repository = Path(__file__).parent.parent
-    if not (repository / ".git").exists():  # git itself would go on to the folders above
-        return ""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(describe, cwd=repository, capture_output=True, text=True)
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")  # on Linux `platform` knows the architecture only
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    @property
+    def cell(self) -> tuple[str, str, str, str, int]:
+        """What the row measures: network, calibration, method, its configuration, seed."""
+        return self.network, self.calibration, self.method, self.configuration, self.seed

@@ -14,8 +14,9 @@ from qubo_rounding.atomic import atomic_path
 from qubo_rounding.evaluation import Evaluation
 from qubo_rounding.figures import STYLE, accuracy_figure, energy_figure, gram_flips_figure
 from qubo_rounding.means import geometric_mean, quotient
+from qubo_rounding.network_tables import network_rows
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.records import Record
+from qubo_rounding.records import NetworkRecord, Record
 
 _RATIO = "energy / nearest"
 _ALWAYS = ("geometric mean", "sum of energies", "seconds")  # lines of every table of records
@@ -88,6 +89,20 @@ def records_table(records: Sequence[Record]) -> str:
         if line in _ALWAYS or any(value is not None for value in values.values()):
             rows.append({_RATIO: line, **values})
     return "\n".join([markdown_table(rows), *_refusals(runs, len(names))])
+
+
+def networks_table(records: Sequence[NetworkRecord]) -> str:
+    """One line a network and method, as Markdown: the float network, then means over the seeds.
+
+    Columns that no line has a number for are left out.
+
+    Raises:
+        ValueError: no records.
+    """
+    rows = network_rows(records)
+    names = dict.fromkeys(name for row in rows for name in row)
+    told = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return markdown_table(rows, told)
 
 
 def plot_energy_per_layer(ratios: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:

@@ -181,16 +181,28 @@ def load_layer(run: Path, name: str) -> RoundedLayer | None:
         ValueError: its file is damaged.
     """
     path = _layer_file(run, name)
-    if not path.exists():
-        return None
-    with kept(path) as file:
-        record = LayerRecord(**json.loads(file.metadata["record"]))
-        return RoundedLayer(**file.tensors, record=record)
+    return _read_layer(path) if path.exists() else None
+
+
+def finished_records(run: Path) -> list[LayerRecord]:
+    """What is known of every finished layer of a run folder, by name; none where it is missing.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    paths = sorted((run / "layers").glob("*.safetensors"))
+    return [_read_layer(path).record for path in paths]
 
 
 def problem_file(run: Path, name: str) -> Path:
     """Where a run folder keeps the problem of a small layer, as its solver had it."""
     return run / "problems" / f"{name or 'model'}.npz"
+
+
+def _read_layer(path: Path) -> RoundedLayer:
+    with kept(path) as file:
+        record = LayerRecord(**json.loads(file.metadata["record"]))
+        return RoundedLayer(**file.tensors, record=record)
 
 
 def _layer_file(run: Path, name: str) -> Path:

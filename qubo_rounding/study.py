@@ -13,7 +13,10 @@ from torch import Tensor
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
-from qubo_rounding.records import Record, read_records, write_records
+from qubo_rounding.record_files import read_records, write_records
+from qubo_rounding.records import Record
+
+RECORDS = "records.csv"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Study:
     @property
     def path(self) -> Path:
         """Where the records are."""
-        return self._folder / "records.csv"
+        return self._folder / RECORDS
 
     @property
     def _solutions(self) -> Path:

@@ -10,46 +10,75 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from qubo_rounding.figures import MARKERS, PALETTE, STYLE, tell_logarithm
+from qubo_rounding.figures import MARKERS, PALETTE, STYLE, accuracy_figure, tell_logarithm
 from qubo_rounding.html_parts import picture, table, write_html
 from qubo_rounding.means import geometric_mean
-from qubo_rounding.records import Record, read_records
+from qubo_rounding.network_study import NETWORK_RECORDS
+from qubo_rounding.network_tables import network_evaluations, network_rows
+from qubo_rounding.provenance import Provenance
+from qubo_rounding.record_files import read_records
+from qubo_rounding.records import NetworkRecord, Record
+from qubo_rounding.study import RECORDS
 
 _QUICKEST = 1e-4  # seconds; what is quicker is drawn here
 _ORIGIN = ("package_version", "torch_version", "python_version", "commit", "machine", "threads")
 
 
+def is_study(folder: str | Path) -> bool:
+    """Whether a folder is what `compare` or `compare_networks` keeps."""
+    return any((Path(folder) / name).is_file() for name in (RECORDS, NETWORK_RECORDS))
+
+
 def write_study_page(study: str | Path, path: str | Path | None = None) -> Path:
-    """Write the page of a study's folder, as `compare` keeps it; returns its path.
+    """Write the page of a study's folder, as the comparisons keep it; returns its path.
 
     Args:
-        study: the folder, with its records.csv.
+        study: the folder, with records of problems, of whole networks, or both.
         path: of the page; None is report.html in the folder.
 
     Raises:
         ValueError: there are no records, or they are not readable.
     """
     study = Path(study)
-    records = read_records(study / "records.csv")
+    records = read_records(study / RECORDS) if (study / RECORDS).is_file() else []
+    networks = []
+    if (study / NETWORK_RECORDS).is_file():
+        networks = read_records(study / NETWORK_RECORDS, NetworkRecord)
     solved = [record for record in records if record.energy is not None]
-    if not solved:
-        raise ValueError(f"{study / 'records.csv'} has no solved problem to show.")
+    if not solved and not networks:
+        raise ValueError(f"{study} has no solved problem and no rounded network to show.")
+    parts = _network_parts(networks) + (_problem_parts(records, solved) if records else [])
+    parts.append("<h2>Where it was measured</h2>")
+    origins = dict.fromkeys(
+        tuple(getattr(record, name) for name in _ORIGIN) for record in [*records, *networks]
+    )
+    parts.append(table([dict(zip(_ORIGIN, origin, strict=True)) for origin in origins]))
+    counts = [_count(networks, "network"), _count(networks, "method")] if networks else []
+    counts += [_count(records, "problem"), _count(records, "solver")] if records else []
+    title = f"{study.name}: {', '.join(counts)}"
+    return write_html(study / "report.html" if path is None else Path(path), title, parts)
+
+
+def _problem_parts(records: Sequence[Record], solved: Sequence[Record]) -> list[str]:
     parts = ["<h2>Solvers</h2>", table(_solver_rows(records))]
     if any(record.ratio and record.seconds for record in solved):
         parts.append(picture("Energy and time", time_figure(solved)))
     if any(record.over_bound is not None for record in solved):
         parts.append(picture("Energy over the best bound, by width", bound_figure(solved)))
     parts += ["<h2>Every record</h2>", table([_row(record) for record in solved])]
-    parts.append("<h2>Refused</h2>")
     refused = [
         {"problem": r.problem, "solver": r.solver, "why": r.refused} for r in records if r.refused
     ]
-    parts.append(table(refused) if refused else "<p>Nothing.</p>")
-    parts.append("<h2>Where it was measured</h2>")
-    origins = dict.fromkeys(tuple(getattr(r, name) for name in _ORIGIN) for r in records)
-    parts.append(table([dict(zip(_ORIGIN, origin, strict=True)) for origin in origins]))
-    title = f"{study.name}: {_count(records, 'problem')}, {_count(records, 'solver')}"
-    return write_html(study / "report.html" if path is None else Path(path), title, parts)
+    return [*parts, "<h2>Refused</h2>", table(refused) if refused else "<p>Nothing.</p>"]
+
+
+def _network_parts(records: Sequence[NetworkRecord]) -> list[str]:
+    if not records:
+        return []
+    parts = ["<h2>Whole networks</h2>", table(network_rows(records))]
+    for network, (evaluations, float_top1) in network_evaluations(records).items():
+        parts.append(picture(f"Accuracy: {network}", accuracy_figure(evaluations, float_top1)))
+    return parts
 
 
 @matplotlib.rc_context(STYLE)
@@ -175,6 +204,6 @@ def _row(record: Record) -> dict[str, Any]:
     }
 
 
-def _count(records: Sequence[Record], what: str) -> str:
+def _count(records: Sequence[Provenance], what: str) -> str:
     number = len({getattr(record, what) for record in records})
     return f"{number} {what}{'' if number == 1 else 's'}"

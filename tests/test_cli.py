@@ -20,12 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from qubo_rounding.cli import app, split_solvers
+from qubo_rounding.cli import app
+from qubo_rounding.cli_compare import split_descriptions
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.records import read_records
+from qubo_rounding.record_files import read_records
+from qubo_rounding.records import NetworkRecord
 from qubo_rounding.testing import random_problem
 
-COMMANDS = ("demo", "problems", "solve", "compare", "quantize", "report")
+COMMANDS = ("demo", "problems", "solve", "compare", "compare-networks", "quantize", "report")
 REPOSITORY = Path(__file__).resolve().parent.parent
 NETWORK = """
 import sys
@@ -186,13 +188,38 @@ def test_compare_takes_folders_seeds_and_held_out_files(tmp_path: Path) -> None:
     ],
 )
 def test_solvers_are_split_at_commas_but_options_stay(text: str, solvers: list[str]) -> None:
-    assert split_solvers(text) == solvers
+    assert split_descriptions(text) == solvers
 
 
 @pytest.mark.parametrize("text", ["", ",", " , "])
-def test_no_solvers_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no solvers are given"):
-        split_solvers(text)
+def test_no_solvers_are_refused(text: str, problem_file: Path) -> None:
+    assert "no solvers are given" in refused("compare", problem_file, "--solvers", text)
+
+
+def test_compare_networks_prints_a_table_and_resumes(
+    network: str, photographs: Path, labelled: Path, tmp_path: Path
+) -> None:
+    study, table = tmp_path / "study", tmp_path / "networks.csv"
+    call = ["compare-networks", network, "--images", photographs, "--eval", labelled]
+    call += ["--solvers", "nearest,gptq", "--study", study, "-o", table]
+    text = output_of(*call, "--methods", "adaround:iterations=3", "--seeds", 2)
+    lines = [line.split("|")[2].strip() for line in text.splitlines()[2:]]
+    assert lines == ["float", "nearest", "gptq", "method adaround:iterations=3"]
+    records = read_records(table, NetworkRecord)
+    assert [(r.method, r.seed) for r in records[:4]] == [
+        *(("nearest", 0), ("gptq", 0), ("method adaround:iterations=3", 0), ("nearest", 1))
+    ]
+    output_of(*call)
+    assert read_records(table, NetworkRecord) == records[:2]  # the study's, times and all
+    assert output_of("report", study).strip() == str(study / "report.html")
+
+
+def test_compare_networks_refuses_nothing_to_compare(
+    network: str, photographs: Path, labelled: Path
+) -> None:
+    call = ["compare-networks", network, "--images", photographs, "--eval", labelled]
+    assert "give --solvers, --methods or both" in refused(*call)
+    assert "no method 'magic'" in refused(*call, "--methods", "magic")
 
 
 # problems and quantize

@@ -11,7 +11,7 @@ from shutil import which
 import pytest
 import torch
 
-from qubo_rounding import records as records_module
+from qubo_rounding import provenance as provenance_module
 from qubo_rounding.compare import compare, run_solver
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.problem import RoundingProblem, Solution
@@ -161,7 +161,7 @@ def test_the_commit_is_that_of_the_package_alone(problem, tmp_path, monkeypatch)
         return subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     def commit(file: Path) -> str:
-        monkeypatch.setattr(records_module, "__file__", str(file))
+        monkeypatch.setattr(provenance_module, "__file__", str(file))
         return compare([Case("p", problem)], {"near": Nearest()})[0].commit
 
     installed = tmp_path / "environment" / "package" / "compare.py"

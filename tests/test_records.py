@@ -9,7 +9,8 @@ import pytest
 
 from qubo_rounding.compare import compare
 from qubo_rounding.problem import RoundingProblem
-from qubo_rounding.records import Record, check_records_path, read_records, write_records
+from qubo_rounding.record_files import check_records_path, read_records, write_records
+from qubo_rounding.records import Record
 from qubo_rounding.solvers import Enumeration, Nearest
 from qubo_rounding.testing import random_problem
 

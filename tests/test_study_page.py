@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qubo_rounding.compare import compare
-from qubo_rounding.records import read_records, write_records
+from qubo_rounding.record_files import read_records, write_records
 from qubo_rounding.solvers import AdaRound, Annealing, Enumeration, Nearest
 from qubo_rounding.study import Case
 from qubo_rounding.study_page import bound_figure, time_figure, write_study_page

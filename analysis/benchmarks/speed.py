@@ -18,7 +18,7 @@ import torch
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, Nearest, collect_grams, load_model
 from qubo_rounding.imagenet import demo_photographs
-from qubo_rounding.records import provenance
+from qubo_rounding.provenance import provenance
 from qubo_rounding.report import markdown_table, write_table
 from qubo_rounding.testing import random_problem
 
