@@ -58,6 +58,12 @@ def _dead_columns_that_pull() -> RoundingProblem:
     return replace(problem, gram=gram)
 
 
+def _hardly_curved() -> RoundingProblem:
+    """Wide weights whose linear term is far greater than anything the Gram matrix says."""
+    problem = random_problem(2, 50, 4, seed=28, bits=2, free=True, linear=True)
+    return replace(problem, gram=1e-20 * problem.gram)
+
+
 def _one_column() -> RoundingProblem:
     problem = random_problem(2, 50, 1, seed=19, linear=True)
     return replace(problem, high=problem.low + 1)
@@ -112,6 +118,10 @@ HARD_ROWS = {
     "free, 2 bits": random_problem(2, 60, 5, seed=15, bits=2, free=True),
     "free, 3 bits": random_problem(2, 40, 4, seed=16, bits=3, free=True, linear=True),
     "free, rank 2": random_problem(2, 40, 4, seed=17, bits=3, free=True, rank=2),
+    "free, rank 3, linear": random_problem(
+        2, 75, 5, seed=22, bits=2, free=True, rank=3, linear=True
+    ),
+    "free, hardly curved": _hardly_curved(),
     "grouped": random_problem(150, 1, 9, seed=18),
     "one column": _one_column(),
 }

@@ -48,6 +48,7 @@ SOLVERS = (
 )
 WIDEST = 7  # all levels of a row are tried where its proof is checked
 MOST_LEVELS = 100_000  # levels of a row beyond which only those near the claimed are tried
+TINY = np.finfo(np.float64).tiny  # below it numbers have few digits, or one
 TOLERANCE = 1e-7  # relative to the energy's own size
 Arrays = dict[str, np.ndarray]
 Random = np.random.Generator
@@ -210,7 +211,7 @@ def wrong_proofs(problem: RoundingProblem, solution: Solution) -> int:
         parts = np.einsum("ni,ij,nj->n", errors, row.gram.numpy()[0], errors), errors @ linear
         size = np.abs(parts).sum(axis=0).max() + abs(float(row.offset))
         least = (parts[0] + parts[1]).min() + float(row.offset)
-        wrong += float(solution.energy[g, r]) > least + TOLERANCE * size
+        wrong += float(solution.energy[g, r]) > least + TOLERANCE * size + TINY
     return wrong
 
 

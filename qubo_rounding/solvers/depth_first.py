@@ -9,6 +9,9 @@ import numpy as np
 
 from qubo_rounding.solvers.ellipsoid import search_tables
 
+_FLAT = 1e-14  # relative: a negative shift has cancelled the price but for rounding errors
+_FAR = 1e6  # beyond all spins
+
 
 class Tree(NamedTuple):
     """A search tree with its place in it; arrays are by position in the search order.
@@ -74,6 +77,15 @@ def _nearest_spin(wish, low, high):  # pyright: ignore
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
+def _cheapest(centre, price, bonus):  # pyright: ignore
+    """The real s of least price (s - centre)^2 + bonus s^2; far away where that is a line."""
+    curvature = price + bonus
+    if curvature <= _FLAT * price:
+        return _FAR if centre > 0 else -_FAR
+    return centre * price / curvature
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
 def _next_spin(tree, i, wish):  # pyright: ignore
     """The untried spin nearest to `wish` at position i; 0, which is no spin, if there is none."""
     if tree.left[i] > tree.right[i]:  # nothing tried yet
@@ -132,7 +144,7 @@ def search(tree, ceiling, budget):  # pyright: ignore
         i = u - 1
         centre, price = tree.centre[u, i], tree.price[u, i]
         bonus = tree.bonus[i]
-        spin = _next_spin(tree, i, centre * price / (price + bonus))
+        spin = _next_spin(tree, i, _cheapest(centre, price, bonus))
         move = spin - centre
         cost = tree.cost[u] + price * move * move
         if bonus != 0.0:

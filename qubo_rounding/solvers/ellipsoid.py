@@ -148,27 +148,31 @@ def first_shift(matrix, slope, wide):  # pyright: ignore
     """A feasible shift to start from, and which of its entries may be fitted.
 
     Negative and uniform, as large as it takes; but a little positive for wide weights. Where the
-    matrix is not definite enough for that, wide weights keep a tiny negative shift.
+    matrix is not definite enough for that, wide weights keep a small negative shift: the smaller,
+    the tighter the bounds, but along a singular direction that a slope pulls at, the relaxed
+    minimum lies slope / shift away, and its energy's rounding errors grow alike.
     """
     n = len(slope)
     work, lower, shift = np.empty((n, n)), np.empty((n, n)), np.empty(n)
-    mean = 0.0
+    curved, pulled = 0.0, 0.0
     for i in range(n):
-        mean += (abs(matrix[i, i]) + 0.01 * abs(slope[i])) / n
+        curved += abs(matrix[i, i]) / n
+        pulled += abs(slope[i]) / n
+    mean = curved + 0.01 * pulled
     for size in (1e-3, 1e-6):
         for i in range(n):
             shift[i] = size * mean if wide[i] else -1e-2 * mean
         _shifted(matrix, shift, work)
         if factorise(work, lower):
             return shift, np.ones(n, np.bool_)
-    size, tiny = 1e-2 * mean + 1e-300, 1e-13 * mean + 1e-300
+    size, small = 1e-2 * mean + 1e-300, 1e-4 * (curved + pulled) + 1e-300
     while True:
         for i in range(n):
-            shift[i] = -tiny if wide[i] else -size
+            shift[i] = -small if wide[i] else -size
         _shifted(matrix, shift, work)
         if factorise(work, lower):
             return shift, ~wide
-        size, tiny = 4 * size, 4 * tiny  # a matrix may be singular among the wide weights alone
+        size, small = 4 * size, 4 * small  # a matrix may be singular among the wide weights alone
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)

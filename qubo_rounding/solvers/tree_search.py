@@ -133,6 +133,7 @@ class RowSearch:
         self._spins = row.spins(levels)
         self._incumbent = row.energy(self._spins) / row.unit - row.offset
         self._certified = -np.inf  # below this energy there are no levels
+        self._size = row.size  # of the terms that energies are summed from
         self.nodes = 0
         # Steps so small that their products underflow leave nothing to search either.
         self.proven = not (row.matrix.any() or row.slope.any())
@@ -172,6 +173,8 @@ class RowSearch:
         held = row.wide & fitted
         base = fit_shift(row.matrix, row.slope, self._incumbent, 0.0, shift, charge, fitted, held)
         tree = grow_tree(row.matrix, row.slope, shift, charge, row.wide, row.low, row.high, fits)
+        # A root far below all energies leaves its rounding errors in those of the leaves.
+        self._size = max(self._size, row.n * abs(base))
         return tree, base
 
     def _search_radii(self, tree: Tree, base: float) -> None:
@@ -224,7 +227,7 @@ class RowSearch:
 
     def _slack(self) -> float:
         """How far below a completed search's ceiling an overlooked leaf could be."""
-        return _TOLERANCE * abs(self._incumbent + self._row.offset) + _ROUNDING * self._row.size
+        return _TOLERANCE * abs(self._incumbent + self._row.offset) + _ROUNDING * self._size
 
     def _absolute(self, energy: float) -> float:
         return self._row.unit * (energy + self._row.offset)
