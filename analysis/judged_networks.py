@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from analysis.kit_networks import kit_folder
-from qubo_rounding import evaluate, load_model, open_images, predict
+from qubo_rounding import NetworkCase, evaluate, load_model, open_images, predict
 from qubo_rounding.imagenet import Images
 from qubo_rounding.models import Preprocessing
 
+_KIT_NETWORKS = Path(__file__).parent / "kit_networks.py"
 NETWORKS = {
     "efficientnet_lite0": "efficientnet_lite0",
-    "mobilenet_v2": f"{Path(__file__).parent / 'kit_networks.py'}:mobilenet_v2",
+    "mobilenet_v2": f"{_KIT_NETWORKS}:mobilenet_v2",
 }
+SMALL_NETWORKS = {"mobilenet_v1_075": f"{_KIT_NETWORKS}:mobilenet_v1_075"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class JudgedNetwork:
         every = open_images(self.folder, self.preprocessing)
         views = random.Random(seed).sample(every.views, min(count, len(every)))
         return replace(every, views=tuple(views), labels=None)
+
+    def case(self, name: str, calibrations: Mapping[str, Iterable[Any]]) -> NetworkCase:
+        """For `compare_networks`, with calibration sets by name."""
+        return NetworkCase(name, self.model, calibrations, self.validation, self.labels)
 
     def judge(self, rounded: nn.Module) -> dict[str, float | None]:
         """Top-1 of the float network and of a rounded one; its agreement and divergence."""

@@ -10,6 +10,8 @@ results/relaxation_pictures.{md,png}.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -80,16 +82,16 @@ def render(ends: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
             "fraction": f"{low:.1f} to {high:.1f}",
             **{f"up, {name}, %": 100 * float(share[place]) for name, share in shares.items()},
         }
-        for place, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
+        for place, (low, high) in enumerate(pairwise(edges))
     ]
     against = {
         name: float(((fraction > 0.5) != up).mean()) for name, (fraction, up) in ends.items()
     }
     same = float((ends["AdaRound"][1] == ends["optimum"][1]).mean())
     closing = (
-        f"{len(ends['optimum'][0]):,} weights. Against nearest go {against['AdaRound']:.1%} of them "
-        f"in AdaRound and {against['optimum']:.1%} in the proven optimum; {same:.1%} end alike in "
-        "both. ![the regulariser, and where weights end](relaxation_pictures.png)"
+        f"{len(ends['optimum'][0]):,} weights. Against nearest go {against['AdaRound']:.1%} of "
+        f"them in AdaRound and {against['optimum']:.1%} in the proven optimum; {same:.1%} end "
+        "alike in both. ![the regulariser, and where weights end](relaxation_pictures.png)"
     )
     write_markdown("relaxation_pictures", rows, closing)
 
