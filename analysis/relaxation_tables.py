@@ -111,8 +111,8 @@ PAPER = {
 }
 
 READING = (
-    "Where the order is the paper's: asymmetric targets and the activation function help (Table 4), "
-    "AdaRound ends above the straight-through estimator (5), a grid of less output error helps "
+    "Where the order is the paper's: asymmetric targets and the activation function help (Table "
+    "4), AdaRound ends above the straight-through estimator (5), a grid of less output error helps "
     "nearest most (6), correcting biases does not save nearest (8). Where it is not: with eq 21 "
     "(Table 3) symmetric targets leave these networks, fifty layers deep with depthwise ones, at a "
     "level where the relaxations differ by chance, and with few iterations temperature annealing "

@@ -41,9 +41,10 @@ class LayerSettings:
         equalise: rescale channels between layers first, so that weights fit their grids; for one
             scale a layer. The network's answers stay as they are.
         act_bits: of the activations, 2 to 8; None leaves them in float.
-        shrink: share in [0, 1) that the off-diagonal moments of the inputs lose. Energies of few
-            calibration images are overfitted; shrunk ones are less. Records then tell the energy
-            of the shrunk problem; held-out energies are never shrunk.
+        shrink: share in [0, 1) that the off-diagonal moments of the inputs lose, which makes the
+            Gram matrix of few images definite: GPTQ needs that, and gains by it; others do not
+            (analysis/results/calibration_size.md). Records then tell the energy of the shrunk
+            problem; held-out energies are never shrunk.
 
     Raises:
         ValueError: bits, granularity or shrink outside what is allowed.

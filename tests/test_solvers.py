@@ -17,6 +17,7 @@ from company import torch_threads
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import Encoding
 from qubo_rounding.relaxed.choices import choices_of
+from qubo_rounding.relaxed.soft_levels import SoftLevels
 from qubo_rounding.relaxed.softening import PlainSigmoid, RectifiedSigmoid, StraightThrough
 from qubo_rounding.solvers import (
     SOLVERS,
@@ -272,15 +273,21 @@ def test_a_planted_optimum_is_found(solver: Solver) -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("normalise", [True, False], ids=["normalised", "raw"])
-def test_adaround_is_autograd_with_adam(schedule: Any, normalise: bool) -> None:
+def test_adaround_is_autograd_with_adam(schedule: Any, normalise: bool, monkeypatch) -> None:
     problem = fixed(random_problem(2, 2, 12, seed=4, linear=True), slice(5, 6))
     relaxation = RectifiedSigmoid(schedule=schedule)
     solver = AdaRound(iterations=300, lr=0.02, lam=0.05, normalise=normalise, relaxation=relaxation)
-    choices = choices_of(problem, relaxation)
-    v, done, _ = solver._optimise(problem, choices)
-    h = relaxation.soften(v, choices.room, 1.0)[0]
-    levels = solver.solve(problem).levels
-    assert done == 300
+    ends: list[torch.Tensor] = []
+
+    def decided(soft: SoftLevels) -> torch.Tensor:
+        ends.append(soft.state()["h"])
+        choices = choices_of(problem, relaxation)
+        return choices.lowest + choices.room * ends[0].round().to(torch.int16)
+
+    monkeypatch.setattr(SoftLevels, "decided", decided)
+    solution = solver.solve(problem)
+    levels, (h,) = solution.levels, ends
+    assert solution.stats["iterations"] == 300
     for at, row in reference.rows_of(problem):
         expected, expected_h = reference.adaround(
             row,

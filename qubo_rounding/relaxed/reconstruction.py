@@ -15,9 +15,10 @@ from qubo_rounding.grid import Grid
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
-from qubo_rounding.relaxed.choices import Choices, choices_of
-from qubo_rounding.relaxed.course import Course, histogram
+from qubo_rounding.relaxed.choices import choices_of
+from qubo_rounding.relaxed.course import Course
 from qubo_rounding.relaxed.objective import Objective
+from qubo_rounding.relaxed.soft_levels import SoftLevels
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
@@ -172,71 +173,58 @@ class SoftLayer:
         shift: Tensor | None,
     ) -> None:
         self._relaxation = settings.relaxation
-        self.choices: Choices = choices_of(problem, settings.relaxation, start)
-        self._lowest = grid.dequantize(self.choices.lowest).float()
-        self._step = (problem.scale * self.choices.room).float()
+        choices = choices_of(problem, settings.relaxation, start)
+        base = grid.dequantize(choices.lowest).float()
+        step = (problem.scale * choices.room).float()
+        self._soft = SoftLevels(self._relaxation, choices, base, step, settings.lr, settings.lam)
         # What moving one weight by one level does to the output, typically: the shift's unit.
         self._unit = problem.unit.squeeze(2).sqrt().float()
-        self._lam = settings.lam
-        self._v = Adam(self._relaxation.start(self.choices.share, self.choices.room), settings.lr)
         self._shift = None
         if shift is not None:
             self._shift = Adam(shift.float() / self._unit.clamp_min(_TINY), settings.lr)
-        self._progress, self._h, self._slope = 0.0, *self._softened(0.0)
+        self._progress = 0.0
 
     def soften(self, progress: float) -> tuple[Tensor, Tensor]:
         """float32 weights (g, r, d) and bias shift (g, r) at this moment."""
         self._progress = progress
-        self._h, self._slope = self._softened(progress)
         shift = torch.zeros_like(self._unit)
         if self._shift is not None:
             shift = self._shift.value * self._unit
-        return torch.addcmul(self._lowest, self._step, self._h), shift
+        return self._soft.values(progress), shift
 
     def learn(self, by_weight: Tensor, by_shift: Tensor) -> None:
         """One step down the slopes of the loss by weights and shift, and the regulariser's."""
-        gradient = by_weight * self._step
-        regulariser = self._relaxation.regulariser_slope(self._h, self._progress)
-        if regulariser is not None:
-            gradient.add_(regulariser, alpha=self._lam)
-        rate = self._relaxation.rate(self._progress)
-        self._v.step(gradient.mul_(self._slope), rate)
+        self._soft.descend(by_weight)
         if self._shift is not None:
-            self._shift.step(by_shift * self._unit, rate)
+            self._shift.step(by_shift * self._unit, self._relaxation.rate(self._progress))
 
     def unsettled(self) -> float:
         """Share of the weights that are not near a level yet."""
-        return self._relaxation.unsettled(self._v.value, self.choices.room, self._progress)
+        return self._soft.unsettled(self._progress)
 
     def histogram(self) -> list[float]:
         """The shares of the undecided weights by h(V), at this moment."""
-        return histogram(self._softened(self._progress)[0], self.choices.room)
+        return self._soft.histogram()
 
     def learned(self) -> Learned:
         """The levels and the bias shift decided on."""
-        levels = self.choices.lowest + self._relaxation.decide(self._v.value, self.choices.room)
-        shift = self.soften(1.0)[1]
-        return Learned(levels, shift.double())
+        return Learned(self._soft.decided(), self.soften(1.0)[1].double())
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on."""
-        parts = {"v": self._v, "shift": self._shift}
         return {
             f"{name}.{key}": tensor
-            for name, adam in parts.items()
-            if adam is not None
-            for key, tensor in adam.state().items()
+            for name, part in self._parts().items()
+            for key, tensor in part.state().items()
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`."""
-        for name, adam in {"v": self._v, "shift": self._shift}.items():
-            if adam is not None:
-                keys = {key: state[f"{name}.{key}"] for key in adam.state()}
-                adam.restore(keys)
+        for name, part in self._parts().items():
+            part.restore({key: state[f"{name}.{key}"] for key in part.state()})
 
-    def _softened(self, progress: float) -> tuple[Tensor, Tensor]:
-        return self._relaxation.soften(self._v.value, self.choices.room, progress)
+    def _parts(self) -> dict[str, SoftLevels | Adam]:
+        return {"v": self._soft} | ({} if self._shift is None else {"shift": self._shift})
 
 
 def learn(

@@ -92,11 +92,15 @@ class _Annealed(Relaxation):
 
     def regulariser_slope(self, h: Tensor, progress: float) -> Tensor | None:
         """See `Relaxation.regulariser_slope`; None during the warm start."""
+        beta = self.beta(progress)
+        return None if beta is None else rounding_regulariser_slope(h, beta)
+
+    def beta(self, progress: float) -> float | None:
+        """The regulariser's exponent; None during the warm start."""
         annealed = annealing_progress(progress, self.warm_start)
         if annealed is None:
             return None
-        beta = beta_at(annealed, self.beta_first, self.beta_last, self.schedule)
-        return rounding_regulariser_slope(h, beta)
+        return beta_at(annealed, self.beta_first, self.beta_last, self.schedule)
 
 
 @dataclass(frozen=True)

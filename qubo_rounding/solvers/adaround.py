@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem, Solution, gram_product
-from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.choices import Choices, choices_of
-from qubo_rounding.relaxed.course import Course, histogram
+from qubo_rounding.relaxed.course import Course
+from qubo_rounding.relaxed.soft_levels import SoftLevels
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
 from qubo_rounding.whole_numbers import check_whole
+
+_LOOKS = 50  # iterations between two looks whether there is anything left to settle
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class AdaRound(Solver):
     level and the better of its neighbours. So a start that takes any level gives free levels.
 
     Args (change often):
-        iterations: Adam steps; 10,000 in the paper.
+        iterations: Adam steps at most, 10,000 in the paper; it ends when every h(V) is 0 or 1.
         lr: Adam's step size; 1e-3 in the paper, 1e-2 settles better in fewer iterations.
         start: a solver to begin near; no row ends above it. None begins where the weights are.
     Args (with caution):
@@ -65,58 +67,55 @@ class AdaRound(Solver):
         """The relaxation's levels; deterministic, the seed is the start's."""
         start = None if self.start is None else self.start.solve(problem, seed=seed)
         choices = choices_of(problem, self.relaxation, start)
-        v, done, told = self._optimise(problem, choices)
-        levels = choices.lowest + self.relaxation.decide(v, choices.room)
-        unsettled = self.relaxation.unsettled(v, choices.room, done / self.iterations)
+        levels, told = self._optimise(problem, choices)
         if start is not None:
             best = BestLevels(problem, start.levels, start.energy)
             best.offer(levels)
             levels = best.levels
-        return problem.solution(levels, iterations=done, unsettled=unsettled, **told)
+        return problem.solution(levels, **told)
 
     def _optimise(
         self, problem: RoundingProblem, choices: Choices
-    ) -> tuple[Tensor, int, dict[str, Any]]:
-        """V (g, r, d) after the last iteration, how many there were, what to tell; in float32."""
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Levels (g, r, d) after the last iteration, and what to tell of them; in float32."""
         unit = torch.ones_like(problem.unit)
         if self.normalise:
             unit = problem.positive_unit
             problem = problem.normalised()
+        base = problem.errors(choices.lowest).float()
         step = (problem.scale * choices.room).float()
-        start = problem.errors(choices.lowest).float()
-        gram = problem.gram.float()
-        linear = None if problem.linear is None else (problem.linear * step).float()
-        force = 2 * step
-        adam = Adam(self.relaxation.start(choices.share, choices.room), self.lr)
+        soft = SoftLevels(self.relaxation, choices, base, step, self.lr, self.lam)
+        twice = 2 * problem.gram.float()  # so that its product is the slope
+        linear = None if problem.linear is None else problem.linear.float()
         course, done = Course(self.iterations), 0
-        h = self.relaxation.soften(adam.value, choices.room, 0.0)[0]
-        before = histogram(h, choices.room)
+        before = soft.histogram()
         for iteration in watched(range(self.iterations), "adaround"):
             progress = iteration / self.iterations
-            h, slope = self.relaxation.soften(adam.value, choices.room, progress)
-            errors = torch.addcmul(start, step, h)
-            gradient = gram_product(errors, gram)
-            if course.due(iteration):
-                energies = _soft_energies(problem, errors, gradient)
+            errors = soft.values(progress)
+            slope = gram_product(errors, twice)
+            settled = iteration % _LOOKS == 0 and soft.settled()
+            if settled or course.due(iteration):
+                energies = _soft_energies(problem, errors, slope)
                 loss = float((energies * unit[..., 0]).sum())
-                unsettled = self.relaxation.unsettled(adam.value, choices.room, progress)
-                course.note(iteration, loss, unsettled)
-            gradient.mul_(force)
+                course.note(iteration, loss, soft.unsettled(progress))
+            if settled:
+                break
             if linear is not None:
-                gradient += linear
-            regulariser = self.relaxation.regulariser_slope(h, progress)
-            if regulariser is not None:
-                gradient.add_(regulariser, alpha=self.lam)
-            adam.step(gradient.mul_(slope), self.relaxation.rate(progress))
+                slope += linear
+            soft.descend(slope)
             done = iteration + 1
-        h = self.relaxation.soften(adam.value, choices.room, 1.0)[0]
-        after = histogram(h, choices.room)
-        return adam.value, done, {"course": course.told(), "h_before": before, "h_after": after}
+        return soft.decided(), {
+            "iterations": done,
+            "unsettled": soft.unsettled(done / self.iterations),
+            "course": course.told(),
+            "h_before": before,
+            "h_after": soft.histogram(),
+        }
 
 
-def _soft_energies(problem: RoundingProblem, errors: Tensor, product: Tensor) -> Tensor:
-    """(g, r) float64 energies of errors e, of which the product G e is at hand."""
-    energies = (product * errors).sum(dim=2, dtype=torch.float64) + problem.offset
+def _soft_energies(problem: RoundingProblem, errors: Tensor, slope: Tensor) -> Tensor:
+    """(g, r) float64 energies of errors e, of which the slope 2 G e is at hand."""
+    energies = (slope * errors).sum(dim=2, dtype=torch.float64) / 2 + problem.offset
     if problem.linear is not None:
         energies += (problem.linear * errors).sum(dim=2)
     return energies
