@@ -31,6 +31,7 @@ from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.compare import compare
 from qubo_rounding.equalisation import equalise
 from qubo_rounding.evaluation import Evaluation, evaluate, predict
+from qubo_rounding.frozen_grids import FrozenGrid, read_encodings
 from qubo_rounding.gram_reduction import all_reduce_grams
 from qubo_rounding.grid import Grid, MinMax, OutputMSE, WeightMSE, fit_grid
 from qubo_rounding.imagenet import open_images
@@ -121,6 +122,7 @@ __all__ = [
     "Enumeration",
     "Evaluation",
     "FirstThatAccepts",
+    "FrozenGrid",
     "Given",
     "Gptq",
     "Gram",
@@ -188,6 +190,7 @@ __all__ = [
     "problems",
     "processes",
     "quantise",
+    "read_encodings",
     "read_records",
     "refit_scale",
     "reuse_freed_memory",

@@ -35,7 +35,10 @@ Granularity = Annotated[
 Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
 Shrink = Annotated[
-    float, typer.Option(help="share that correlations of inputs lose, against overfitting")
+    float, typer.Option(help="share that correlations of inputs lose; gptq on few images needs it")
+]
+Encodings = Annotated[
+    Path | None, typer.Option(help="take the weights' grids from this encodings file (JSON)")
 ]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read, and say so")

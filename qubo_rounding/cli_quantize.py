@@ -20,6 +20,7 @@ from qubo_rounding.cli_options import (
     Bias,
     Bits,
     Cluster,
+    Encodings,
     Equalise,
     Granularity,
     Images,
@@ -34,6 +35,7 @@ from qubo_rounding.cli_options import (
     spreading,
 )
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
+from qubo_rounding.frozen_grids import read_encodings
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
 from qubo_rounding.models import load_model
@@ -96,6 +98,7 @@ def quantize(
     bias: Bias = "refit",
     equalise: Equalise = False,
     shrink: Shrink = 0.0,
+    encodings: Encodings = None,
     calibration: Annotated[
         Literal["sequential", "independent"],
         typer.Option(help="round on the inputs of the rounded network, or of the float one"),
@@ -138,6 +141,7 @@ def quantize(
         equalise=equalise,
         act_bits=act_bits,
         shrink=shrink,
+        grids=read_encodings(encodings) if encodings else {},
     )
     if "solver" not in how and (workers or cluster):
         raise ValueError("--workers and --cluster spread a solver's rows; give --solver.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from qubo_rounding.frozen_grids import FrozenGrid
 from qubo_rounding.grid import (
     Granularity,
     Grid,
@@ -34,6 +35,9 @@ class LayerSettings:
         symmetric: a grid around zero; False moves the zero point.
         granularity: "channel", "tensor" or a number of columns that share a scale.
         range_rule: how wide the grid is.
+        grids: of single layers by name, which are taken as they are, with their own bits: those of
+            an encodings file, from `read_encodings`. The layers' batch norms must have been folded
+            when they were made.
         candidates: "up_down" (the paper's) or "free".
         bias: "refit" lets the bias absorb the mean error, "keep" is the paper's.
         scale_refits: how often scales are refitted to the levels found by a solver, and the levels
@@ -55,6 +59,7 @@ class LayerSettings:
     symmetric: bool = True
     granularity: Granularity = "channel"
     range_rule: RangeRule = field(default_factory=WeightMSE)
+    grids: Mapping[str, FrozenGrid] = field(default_factory=dict)
     candidates: Candidates = "up_down"
     bias: BiasMode = "refit"
     scale_refits: int = 0
@@ -67,12 +72,37 @@ class LayerSettings:
         for bits in (self.bits, *self.layer_bits.values(), *activations):
             check_fineness(bits, self.granularity)
         check_whole(0, scale_refits=self.scale_refits)
+        if self.grids and (self.scale_refits or self.equalise):
+            raise ValueError(
+                "grids are taken as they are, and neither fit equalised weights nor can be "
+                "refitted; leave out equalise and scale_refits, or grids."
+            )
+        if twice := sorted(set(self.grids) & set(self.layer_bits)):
+            raise ValueError(f"layers {twice} have bits of their own and grids; give one of both.")
         if not 0 <= self.shrink < 1:
             raise ValueError(f"shrink is {self.shrink}; give a share in [0, 1).")
 
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""
+        if (frozen := self.grids.get(layer.name)) is not None:
+            return frozen.bits
         return self.layer_bits.get(layer.name, self.bits)
+
+    def grid_of(self, layer: Layer, weight: Tensor, gram: Tensor | None) -> Grid:
+        """The grid of a layer's weights (g, r, d), given or fitted."""
+        if (frozen := self.grids.get(layer.name)) is not None:
+            try:
+                return frozen.grid(layer.g, layer.r, self.symmetric)
+            except ValueError as error:
+                raise ValueError(f"the grid of layer {layer.name!r}: {error}") from None
+        return fit_grid(
+            weight,
+            self.bits_of(layer),
+            symmetric=self.symmetric,
+            granularity=self.granularity,
+            rule=self.range_rule,
+            gram=gram,
+        )
 
     def range_of(self, bits: int) -> tuple[int, int]:
         """Smallest and largest level of a grid of so many bits."""
@@ -96,14 +126,7 @@ def layer_problem(
     """
     bits, bias = settings.bits_of(layer), settings.bias_of(layer)
     own = gram.second_moment_q if gram.is_paired else gram.second_moment
-    grid = fit_grid(
-        weight,
-        bits,
-        symmetric=settings.symmetric,
-        granularity=settings.granularity,
-        rule=settings.range_rule,
-        gram=own,
-    )
+    grid = settings.grid_of(layer, weight, own)
     meta = {"layer": layer.name, "kind": layer.kind, "bits": bits, "bias": bias}
     problem = local_problem(
         weight, grid, gram, bias=bias, candidates=settings.candidates, meta=meta

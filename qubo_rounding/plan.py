@@ -46,7 +46,7 @@ def plan_rounding(
         batch: one batch of inputs.
         names: of the layers to round; None means all that are found and reached.
         skip: names to leave out.
-        settings: whose `layer_bits` must name layers that are there.
+        settings: whose `layer_bits` and `grids` must name layers that are there.
 
     Raises:
         ValueError: a name that is not there, or nothing to round.
@@ -91,7 +91,8 @@ def _choose_layers(
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     inventory = find_layers(model)
     skip, wanted = set(skip), set(inventory.layers if names is None else names)
-    if unknown := sorted((wanted | skip | set(settings.layer_bits)) - set(inventory.layers)):
+    named = wanted | skip | set(settings.layer_bits) | set(settings.grids)
+    if unknown := sorted(named - set(inventory.layers)):
         raise ValueError(
             f"the network has no layers {unknown} that can be rounded; "
             f"it has {list(inventory.layers)}."

@@ -214,6 +214,20 @@ def test_compare_networks_prints_a_table_and_resumes(
     assert output_of("report", study).strip() == str(study / "report.html")
 
 
+def test_quantize_takes_the_scales_of_an_encodings_file(
+    network: str, photographs: Path, tmp_path: Path
+) -> None:
+    call = ["quantize", network, "--images", photographs, "--solver", "gptq"]
+    output_of(*call, "-o", tmp_path / "first", "--export", "encodings", "--bits", 5)
+    encodings = tmp_path / "first" / "model.encodings.json"
+    output_of(*call, "-o", tmp_path / "second", "--encodings", encodings)
+    first, second = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert "is no readable encodings file" in refused(
+        *call, "-o", tmp_path / "third", "--encodings", tmp_path / "none.json"
+    )
+
+
 def test_compare_networks_refuses_nothing_to_compare(
     network: str, photographs: Path, labelled: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qubo_rounding.grid import OutputMSE, fit_grid
+from qubo_rounding.grid import OutputMSE
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, find_layers, matrix_of, weight_of
 from qubo_rounding.problem import ProblemError, RoundingProblem
@@ -51,13 +51,7 @@ def decisions(model: nn.Module, layer: Layer, settings: LayerSettings) -> dict[s
         settings: bits, range and candidates.
     """
     weight = matrix_of(model, layer)
-    grid = fit_grid(
-        weight,
-        settings.bits_of(layer),
-        symmetric=settings.symmetric,
-        granularity=settings.granularity,
-        rule=settings.range_rule,
-    )
+    grid = settings.grid_of(layer, weight, None)
     low, high = grid.up_down(weight) if settings.candidates == "up_down" else grid.free(weight)
     scale = grid.scale.expand_as(weight)
     return {"target": grid.target(weight), "scale": scale, "low": low, "high": high}
