@@ -35,19 +35,21 @@ OURS: dict[str, Solver] = {
 }
 
 
-def problems(networks: list[str], bits: list[int]) -> Iterator[tuple[str, int, KitProblem]]:
-    """Every fourth layer of everything first, then the others."""
-    for phase, its_bits, network in itertools.product(range(STRIDE), bits, networks):
+def problems(
+    networks: list[str], bits: list[int], phases: int
+) -> Iterator[tuple[str, int, KitProblem]]:
+    """Every fourth layer of everything first, then the next ones, as often as asked."""
+    for phase, its_bits, network in itertools.product(range(phases), bits, networks):
         of_network = kit_problems(network, its_bits, WIDEST, NARROWEST)
         for problem in itertools.islice(of_network, phase, None, STRIDE):
             yield network, its_bits, problem.rows(ROWS)
 
 
-def measure(networks: list[str], bits: list[int]) -> None:
+def measure(networks: list[str], bits: list[int], phases: int) -> None:
     """Run what is not in the CSV yet, and append it row by row."""
     keys = ("network", "bits", "layer")
     done = {tuple(row[key] for key in keys) for row in read_rows(PATH)}
-    for network, its_bits, problem in problems(networks, bits):
+    for network, its_bits, problem in problems(networks, bits, phases):
         if (network, str(its_bits), problem.layer) in done:
             continue
         row: dict[str, Any] = dict(network=network, bits=its_bits, layer=problem.layer)
@@ -116,7 +118,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--networks", nargs="+", default=list(PROBLEM_NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--phases", type=int, default=STRIDE, help="1 takes every fourth layer")
     options = parser.parse_args()
     reuse_freed_memory()
-    measure(options.networks, options.bits)
+    measure(options.networks, options.bits, options.phases)
     render()
