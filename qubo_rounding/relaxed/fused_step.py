@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
 
+from qubo_rounding.relaxed.adam import KEPT_MEAN, KEPT_SQUARE, NEGLIGIBLE, Adam
 from qubo_rounding.relaxed.relaxation import GAMMA, ZETA
+from qubo_rounding.relaxed.softening import RectifiedSigmoid
 
 _PART = 2**15  # elements that are worth a thread
 _ALIGNED = 64  # parts are multiples of it, so that no thread has a remainder of its own
@@ -84,6 +87,7 @@ def _log(x):  # pyright: ignore
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
 def _step(slope, step, v, mean, square, h, weight, power, length, epsilon, tiny, keep, keep_sq):  # pyright: ignore
+    """The regulariser's slope is weight |2h - 1|^power sign(2h - 1); the rest is Adam's."""
     one = _F(1)
     for i in range(len(v)):
         share = (h[i] - _LOWEST) / _STRETCH  # the sigmoid, where it is not clipped
@@ -100,36 +104,37 @@ def _step(slope, step, v, mean, square, h, weight, power, length, epsilon, tiny,
 
 
 class FusedStep:
-    """The step of float32 tensors of one shape, contiguous on a CPU; all but the first change.
+    """The step of the rectified sigmoid's V; all tensors contiguous float32 of one size, on a CPU.
 
     Args:
+        relaxation: whose regulariser sets in and is annealed.
+        lam: weight of the regulariser.
         step: what the values move by when h goes from 0 to 1.
-        v, mean, square: V and Adam's moments.
-        h: h(V).
+        adam: V and its moments, which change in place.
+        h: h(V), which changes in place.
     """
 
     def __init__(
-        self,
-        step: torch.Tensor,
-        v: torch.Tensor,
-        mean: torch.Tensor,
-        square: torch.Tensor,
-        h: torch.Tensor,
+        self, relaxation: RectifiedSigmoid, lam: float, step: Tensor, adam: Adam, h: Tensor
     ) -> None:
-        self._arrays = [tensor.view(-1).numpy() for tensor in (step, v, mean, square, h)]
-        parts = max(1, min(torch.get_num_threads(), v.numel() // _PART))
-        share = -(-v.numel() // (parts * _ALIGNED)) * _ALIGNED
+        self._relaxation, self._lam, self._adam = relaxation, lam, adam
+        tensors = (step, adam.value, adam.mean, adam.square, h)
+        self._arrays = [tensor.view(-1).numpy() for tensor in tensors]
+        parts = max(1, min(torch.get_num_threads(), h.numel() // _PART))
+        share = -(-h.numel() // (parts * _ALIGNED)) * _ALIGNED
         self._parts = [slice(n * share, (n + 1) * share) for n in range(parts)]
         self._pool = ThreadPoolExecutor(parts) if parts > 1 else None
 
-    def __call__(self, slope: torch.Tensor, *numbers: float) -> None:
-        """One step.
+    def __call__(self, slope: Tensor, progress: float) -> None:
+        """One step down.
 
         Args:
             slope: of the loss by the values, contiguous.
-            numbers: as in `_step`, from `weight` on: the regulariser is weight |2h - 1|^power
-                sign(2h - 1); see adam.py for the others.
+            progress: share of the iterations done.
         """
+        beta = self._relaxation.beta(progress)
+        pull = (0.0, 1.0) if beta is None else (-2 * beta * self._lam, beta - 1)
+        numbers = (*pull, *self._adam.advance(), NEGLIGIBLE, KEPT_MEAN, KEPT_SQUARE)
         flat, scalars = slope.view(-1).numpy(), [_F(number) for number in numbers]
 
         def run(part: slice) -> None:

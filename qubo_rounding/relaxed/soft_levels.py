@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qubo_rounding.relaxed.adam import KEPT_MEAN, KEPT_SQUARE, NEGLIGIBLE, Adam
+from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.choices import Choices
 from qubo_rounding.relaxed.course import histogram
 from qubo_rounding.relaxed.fused_step import FusedStep
@@ -45,9 +45,7 @@ class SoftLevels:
         self._h, self._slope = self._softened()
         self._fused = None
         if isinstance(relaxation, RectifiedSigmoid) and base.device.type == "cpu":
-            self._fused = FusedStep(
-                self._step, self._v.value, self._v.mean, self._v.square, self._h
-            )
+            self._fused = FusedStep(relaxation, lam, self._step, self._v, self._h)
 
     def values(self, progress: float) -> Tensor:
         """float32 (g, r, d) at this moment; progress is the share of the iterations done."""
@@ -62,18 +60,14 @@ class SoftLevels:
         Args:
             by_values: float32 (g, r, d), at the values last given; may be used up.
         """
-        rate = self._relaxation.rate(self._progress)
-        if self._fused is not None and isinstance(self._relaxation, RectifiedSigmoid):
-            beta = self._relaxation.beta(self._progress)
-            pull = (0.0, 1.0) if beta is None else (-2 * beta * self._lam, beta - 1)
-            moments = (NEGLIGIBLE, KEPT_MEAN, KEPT_SQUARE)
-            self._fused(by_values.contiguous(), *pull, *self._v.advance(rate), *moments)
+        if self._fused is not None:
+            self._fused(by_values.contiguous(), self._progress)
             return
         gradient = by_values.mul_(self._step)
         regulariser = self._relaxation.regulariser_slope(self._h, self._progress)
         if regulariser is not None:
             gradient.add_(regulariser, alpha=self._lam)
-        self._v.step(gradient.mul_(self._slope), rate)
+        self._v.step(gradient.mul_(self._slope), self._relaxation.rate(self._progress))
 
     def settled(self) -> bool:
         """Has every h reached 0 or 1, from where the rectified sigmoid does not come back?"""
