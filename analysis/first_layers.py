@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.cifar10 import cifar10
 from analysis.kit_networks import kit_folder
-from qubo_rounding import Preprocessing, fold_batch_norm, load_model, open_images
+from qubo_rounding import fold_batch_norm, load_model, open_images
 from qubo_rounding.digits import DigitsNetwork, train_cnn, train_mlp
 from qubo_rounding.imagenet import Images
 
@@ -86,22 +86,15 @@ def _cifar10_resnet20(images: int) -> FirstLayer:
     model, preprocessing = load_model(
         f"{Path(__file__).parent / 'kit_networks.py'}:cifar10_resnet20"
     )
-    with np.load(kit_folder() / "images" / "cifar10.npz") as pictures:
-        calibration, held_out = (
-            _cifar10_batches(pictures[f"{split}_x"], pictures[f"{split}_y"], preprocessing)
-            for split in ("calibration", "validation")
-        )
+    calibration, held_out = (
+        _batches(*cifar10(split, preprocessing)) for split in ("calibration", "validation")
+    )
     first = [(x[:images], y[:images]) for x, y in calibration[: -(-images // 100)]]
     return _folded(model, "conv1", first, held_out)
 
 
-def _cifar10_batches(
-    pictures: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing
-) -> list[Batch]:
-    mean, std = np.array([preprocessing.mean, preprocessing.std], np.float32)
-    normal = (pictures.astype(np.float32) / 255 - mean) / std
-    images = torch.from_numpy(normal.transpose(0, 3, 1, 2))
-    return list(zip(images.split(100), torch.from_numpy(labels).long().split(100), strict=True))
+def _batches(images: Tensor, labels: Tensor) -> list[Batch]:
+    return list(zip(images.split(100), labels.split(100), strict=True))
 
 
 def _folded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ class JudgedNetwork:
         preprocessing: what it expects.
         validation: batches, decoded once for all runs.
         labels: of the validation images.
-        float_logits: the float network's answers to them.
     """
 
     model: nn.Module
@@ -41,7 +41,6 @@ class JudgedNetwork:
     preprocessing: Preprocessing
     validation: list[Any]
     labels: Tensor | None
-    float_logits: Tensor
 
     @classmethod
     def load(
@@ -51,9 +50,13 @@ class JudgedNetwork:
         model, preprocessing = load_model(spec)
         kit = kit_folder() / "images"
         judges = open_images(validation or kit / "validation", preprocessing)
-        batches = list(judges)
         folder = calibration or kit / "calibration"
-        return cls(model, folder, preprocessing, batches, judges.labels, predict(model, batches))
+        return cls(model, folder, preprocessing, list(judges), judges.labels)
+
+    @cached_property
+    def float_logits(self) -> Tensor:
+        """The float network's answers to the validation images."""
+        return predict(self.model, self.validation)
 
     def spread(self, count: int) -> Images:
         """So many calibration images, spread evenly over all."""

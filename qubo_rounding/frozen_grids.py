@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from qubo_rounding.grid import Grid, check_fineness, level_range
 
 _WEIGHT = "weight"
+_LARGEST = sys.float_info.max  # JSON has integers beyond it, infinities and NaN, too
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +85,7 @@ def read_encodings(path: str | Path) -> dict[str, FrozenGrid]:
     """
     try:
         content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable encodings file ({error}).") from None
     found = content.get("param_encodings") if isinstance(content, dict) else None
     if not isinstance(found, Mapping) or not found:
@@ -120,9 +121,10 @@ def _frozen(name: str, encodings: Any) -> FrozenGrid:
     _check_numbers(name, scales, offsets, ends)
     grid = FrozenGrid(tuple(map(float, scales)), tuple(map(int, offsets)), bit)
     for scale, (low, high) in zip(scales, ends, strict=True):
-        if (levels := round((high - low) / scale) + 1) != 2**bit:
+        levels = (high - low) / scale + 1  # infinite where the scale is next to nothing
+        if abs(levels - 2**bit) > 0.5:
             raise ValueError(
-                f"{name!r} has {levels} levels between min and max; a grid of {bit} bits has "
+                f"{name!r} has {levels:.0f} levels between min and max; a grid of {bit} bits has "
                 f"{2**bit}."
             )
     return grid
@@ -132,7 +134,7 @@ def _check_numbers(
     name: str, scales: list[Any], offsets: list[Any], ends: list[tuple[Any, Any]]
 ) -> None:
     every = [*scales, *offsets, *(end for pair in ends for end in pair)]
-    numbers = all(type(x) in (int, float) and math.isfinite(x) for x in every)
+    numbers = all(type(x) in (int, float) and abs(x) <= _LARGEST for x in every)
     if not numbers or min(scales) <= 0 or any(x != int(x) or abs(x) > 2**14 for x in offsets):
         raise ValueError(
             f"{name!r} has a scale that is not positive, an offset that is no whole number of at "

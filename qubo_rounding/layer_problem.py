@@ -51,7 +51,8 @@ class LayerSettings:
             problem; held-out energies are never shrunk.
 
     Raises:
-        ValueError: bits, granularity or shrink outside what is allowed.
+        ValueError: bits, granularity or shrink outside what is allowed, or grids beside what would
+            change them.
     """
 
     bits: int = 4

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,11 +79,20 @@ class NetworkCase:
         return evaluate(self.float_logits, self.labels)
 
     def fingerprint(self, calibration: str) -> str:
-        """SHA-256 of the network, of a calibration set and of what the float network answers."""
-        tensors = chain(self.model.state_dict().values(), [self.float_logits])
-        if self.labels is not None:
-            tensors = chain(tensors, [self.labels])
-        return str(Fingerprint(chain(tensors, input_batches(iter(self.calibrations[calibration])))))
+        """SHA-256 of the network, of the images that calibrate, judge and are held out.
+
+        Not of what the network answers: that differs in its last bits between numbers of threads,
+        and a study goes on with any.
+        """
+        parts: dict[str, Iterable[Tensor]] = {
+            "network": self.model.state_dict().values(),
+            "calibration": input_batches(self.calibrations[calibration]),
+            "judges": input_batches(self.judges),
+            "held out": input_batches(self.held_out) if self.held_out else [],
+            "labels": [] if self.labels is None else [self.labels],
+        }
+        digests = [f"{name} {Fingerprint(tensors)}" for name, tensors in parts.items()]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 class NetworkStudy:

@@ -10,6 +10,7 @@ import torch
 from networks import LAYERS, batches, residual
 from torch import Tensor
 
+from qubo_rounding import network_study
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.evaluation import evaluate, predict
 from qubo_rounding.layer_problem import LayerSettings
@@ -144,11 +145,22 @@ def test_a_study_of_other_data_is_refused(case: NetworkCase, tmp_path) -> None:
         lambda: replace(case, calibrations={"": batches(seed=9)}),
         lambda: replace(case, judges=batches(seed=9)),
         lambda: replace(case, labels=torch.zeros(8, dtype=torch.int64)),
+        lambda: replace(case, held_out=batches(seed=9)),
         lambda: replace(case, model=_changed(residual())),
     ]
     for change in changes:
         with pytest.raises(CrossCheckError, match="on other data"):
             compare_networks([change()], methods, study=tmp_path)
+
+
+def test_a_study_goes_on_where_the_float_network_rounds_differently(
+    case: NetworkCase, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"near": NetworkMethod(Nearest())}
+    first = compare_networks([case], methods, study=tmp_path)
+    # As with another number of threads.
+    monkeypatch.setattr(network_study, "predict", lambda *given: predict(*given) * (1 + 1e-6))
+    assert compare_networks([replace(case)], methods, study=tmp_path) == first
 
 
 def _changed(model: torch.nn.Module) -> torch.nn.Module:

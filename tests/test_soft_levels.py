@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from company import torch_threads
 from torch import Tensor
 
 from qubo_rounding.problem import RoundingProblem
@@ -46,16 +47,30 @@ def learned(soft: SoftLevels, problem: RoundingProblem, iterations: range) -> Te
     return soft.values(1.0)
 
 
-@pytest.mark.parametrize("lam_sets_in", [50, 200])
-def test_the_fused_step_is_that_of_torch(lam_sets_in: int) -> None:
+@pytest.mark.parametrize("iterations", [50, 200])  # the regulariser sets in at 40
+def test_the_fused_step_is_that_of_torch(iterations: int) -> None:
     problem = random_problem(2, 5, 37, seed=1).normalised()
     fused, plain = (soft_levels(problem, r) for r in (RectifiedSigmoid(), Unfused()))
-    for iteration in range(0, lam_sets_in, 10):
+    for iteration in range(0, iterations, 10):
         steps = range(iteration, iteration + 10)
         ours, torchs = (learned(soft, problem, steps) for soft in (fused, plain))
         assert torch.allclose(ours, torchs, atol=1e-4 * float(problem.scale.max()))
     for key, value in plain.state().items():
         assert torch.allclose(fused.state()[key].double(), value.double(), atol=2e-3, rtol=1e-2)
+
+
+def test_a_subclass_softens_in_its_own_way() -> None:
+    @dataclass(frozen=True)
+    class Stuck(RectifiedSigmoid):
+        def soften(self, v: Tensor, room: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+            return torch.full_like(v, 0.25), torch.zeros_like(v)
+
+    problem = random_problem(1, 2, 9, seed=6)
+    soft = soft_levels(problem, Stuck())
+    before = soft.values(0.0)
+    soft.descend(torch.ones_like(before))
+    assert torch.equal(soft.values(0.5), before)
+    assert not soft.settled()
 
 
 def test_every_h_at_an_end_stays_there_and_ends_the_work() -> None:
@@ -67,18 +82,15 @@ def test_every_h_at_an_end_stays_there_and_ends_the_work() -> None:
 
 def test_bits_do_not_depend_on_threads() -> None:
     problem = random_problem(1, 700, 150, seed=4).normalised()  # several parts, and a remainder
-    before, ends = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    ends = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             soft = soft_levels(problem, RectifiedSigmoid())
             slopes = torch.Generator().manual_seed(1)
             for iteration in range(20):
                 soft.values(0.5 + iteration / 100)
                 soft.descend(torch.randn(problem.target.shape, generator=slopes))
             ends.append(soft.state())
-    finally:
-        torch.set_num_threads(before)
     for other in ends[1:]:
         assert all(torch.equal(other[key], value) for key, value in ends[0].items())
 

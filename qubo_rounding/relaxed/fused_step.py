@@ -7,7 +7,6 @@ nothing here that relaxation.py and adam.py do not say; the tests compare both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -140,14 +139,5 @@ class FusedStep:
         def run(part: slice) -> None:
             _step(flat[part], *(array[part] for array in self._arrays), *scalars)
 
-        _in_parallel(self._pool, run, self._parts)
-
-
-def _in_parallel(
-    pool: ThreadPoolExecutor | None, run: Callable[[slice], None], parts: list[slice]
-) -> None:
-    if pool is None:
-        run(parts[0])
-    else:
-        for _ in pool.map(run, parts):
+        for _ in (self._pool.map if self._pool else map)(run, self._parts):
             pass

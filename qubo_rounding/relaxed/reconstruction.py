@@ -204,7 +204,7 @@ class SoftLayer:
 
     def histogram(self) -> list[float]:
         """The shares of the undecided weights by h(V), at this moment."""
-        return self._soft.histogram()
+        return self._soft.histogram(self._progress)
 
     def learned(self) -> Learned:
         """The levels and the bias shift decided on."""

@@ -42,16 +42,17 @@ class SoftLevels:
         self._base, self._step = base, step.contiguous()
         start = relaxation.start(choices.share, choices.room).contiguous()
         self._v, self._progress = Adam(start, lr), 0.0
-        self._h, self._slope = self._softened()
+        self._h, self._slope = self._softened(0.0)
         self._fused = None
-        if isinstance(relaxation, RectifiedSigmoid) and base.device.type == "cpu":
+        # No subclass: it may soften, or pull, in another way than the fused step does.
+        if type(relaxation) is RectifiedSigmoid and base.device.type == "cpu":
             self._fused = FusedStep(relaxation, lam, self._step, self._v, self._h)
 
     def values(self, progress: float) -> Tensor:
         """float32 (g, r, d) at this moment; progress is the share of the iterations done."""
         self._progress = progress
         if self._fused is None:
-            self._h, self._slope = self._softened()
+            self._h, self._slope = self._softened(progress)
         return torch.addcmul(self._base, self._step, self._h)
 
     def descend(self, by_values: Tensor) -> None:
@@ -71,16 +72,17 @@ class SoftLevels:
 
     def settled(self) -> bool:
         """Has every h reached 0 or 1, from where the rectified sigmoid does not come back?"""
-        at_end = (self._h == 0) | (self._h == 1)
-        return isinstance(self._relaxation, RectifiedSigmoid) and bool(at_end.all())
+        if type(self._relaxation) is not RectifiedSigmoid:
+            return False
+        return bool(((self._h == 0) | (self._h == 1)).all())
 
     def unsettled(self, progress: float) -> float:
         """Share of the weights that are not near a level."""
         return self._relaxation.unsettled(self._v.value, self._choices.room, progress)
 
-    def histogram(self) -> list[float]:
-        """The shares of the undecided weights by h(V), at this moment."""
-        return histogram(self._softened()[0], self._choices.room)
+    def histogram(self, progress: float) -> list[float]:
+        """The shares of the undecided weights by h(V)."""
+        return histogram(self._softened(progress)[0], self._choices.room)
 
     def decided(self) -> Tensor:
         """int16 (g, r, d) levels, when all iterations are done."""
@@ -95,5 +97,5 @@ class SoftLevels:
         self._v.restore(state)
         self._h.copy_(state["h"])
 
-    def _softened(self) -> tuple[Tensor, Tensor]:
-        return self._relaxation.soften(self._v.value, self._choices.room, self._progress)
+    def _softened(self, progress: float) -> tuple[Tensor, Tensor]:
+        return self._relaxation.soften(self._v.value, self._choices.room, progress)

@@ -88,7 +88,7 @@ class AdaRound(Solver):
         twice = 2 * problem.gram.float()  # so that its product is the slope
         linear = None if problem.linear is None else problem.linear.float()
         course, done = Course(self.iterations), 0
-        before = soft.histogram()
+        before = soft.histogram(0.0)
         for iteration in watched(range(self.iterations), "adaround"):
             progress = iteration / self.iterations
             errors = soft.values(progress)
@@ -109,7 +109,7 @@ class AdaRound(Solver):
             "unsettled": soft.unsettled(done / self.iterations),
             "course": course.told(),
             "h_before": before,
-            "h_after": soft.histogram(),
+            "h_after": soft.histogram(1.0),
         }
 
 
