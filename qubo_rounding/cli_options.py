@@ -40,6 +40,9 @@ Shrink = Annotated[
 Encodings = Annotated[
     Path | None, typer.Option(help="take the weights' grids from this encodings file (JSON)")
 ]
+ActEncodings = Annotated[
+    Path | None, typer.Option(help="take the activations' grids from this encodings file (JSON)")
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read, and say so")
 ]

@@ -17,6 +17,7 @@ from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.cli_options import (
     SOLVER_HELP,
+    ActEncodings,
     Bias,
     Bits,
     Cluster,
@@ -99,6 +100,7 @@ def quantize(
     equalise: Equalise = False,
     shrink: Shrink = 0.0,
     encodings: Encodings = None,
+    act_encodings: ActEncodings = None,
     calibration: Annotated[
         Literal["sequential", "independent"],
         typer.Option(help="round on the inputs of the rounded network, or of the float one"),
@@ -142,6 +144,7 @@ def quantize(
         act_bits=act_bits,
         shrink=shrink,
         grids=read_encodings(encodings) if encodings else {},
+        act_grids=read_encodings(act_encodings, "activations") if act_encodings else {},
     )
     if "solver" not in how and (workers or cluster):
         raise ValueError("--workers and --cluster spread a solver's rows; give --solver.")

@@ -8,22 +8,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from qubo_rounding.grid import Grid, check_fineness, level_range
 
 _WEIGHT = "weight"
+_SECTIONS = {"weights": "param_encodings", "activations": "activation_encodings"}
 _LARGEST = sys.float_info.max  # JSON has integers beyond it, infinities and NaN, too
 
 
 @dataclass(frozen=True, repr=False)
 class FrozenGrid:
-    """The grid of one layer's weights: values (k + offset) * scale for k = 0 to 2^bits - 1.
+    """The grid of a layer's weights, or of an activation: values (k + offset) * scale.
+
+    k counts from 0 to 2^bits - 1.
 
     Args:
-        scales: one for all rows, or one an output channel; weight units.
+        scales: one for all, or one an output channel of the weights; in the values' units.
         offsets: as many, whole numbers.
         bits: 2 to 8.
 
@@ -70,14 +73,18 @@ class FrozenGrid:
         return Grid(scale.reshape(shape), zero.reshape(shape), smallest, largest)
 
 
-def read_encodings(path: str | Path) -> dict[str, FrozenGrid]:
-    """The grids of weights in an encodings file, as `write_encodings` writes it, by layer.
+def read_encodings(
+    path: str | Path, of: Literal["weights", "activations"] = "weights"
+) -> dict[str, FrozenGrid]:
+    """The grids in an encodings file, as `write_encodings` writes it, by layer or by site.
 
-    Encodings of activations and of biases are left unread.
+    Encodings of biases are left unread.
 
     Args:
-        path: JSON with `param_encodings`: for every name a list of encodings with `scale`,
-            `offset` and `bitwidth`, one or as many as the layer has output channels.
+        path: JSON with `param_encodings` and `activation_encodings`: for every name a list of
+            encodings with `scale`, `offset` and `bitwidth`, one or as many as the layer has output
+            channels.
+        of: which of both to read.
 
     Raises:
         ValueError: no such file, no such content, or grids that are none of ours: other bits than 2
@@ -87,19 +94,20 @@ def read_encodings(path: str | Path) -> dict[str, FrozenGrid]:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable encodings file ({error}).") from None
-    found = content.get("param_encodings") if isinstance(content, dict) else None
+    section = _SECTIONS[of]
+    found = content.get(section) if isinstance(content, dict) else None
     if not isinstance(found, Mapping) or not found:
         raise ValueError(
-            f"{path} has no param_encodings by name; give a file as write_encodings writes it "
+            f"{path} has no {section} by name; give a file as write_encodings writes it "
             "(AIMET's format 0.6.1)."
         )
-    names = {name: str(name).rpartition(".") for name in found}
+    if of == "weights":
+        ends = {name: name.rpartition(".") for name in found}
+        named = {name: layer for name, (layer, _, end) in ends.items() if end == _WEIGHT}
+    else:
+        named = {name: name for name in found}
     try:
-        return {
-            names[name][0]: _frozen(str(name), encodings)
-            for name, encodings in found.items()
-            if names[name][2] == _WEIGHT
-        }
+        return {place: _frozen(name, found[name]) for name, place in named.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

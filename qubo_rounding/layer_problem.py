@@ -45,6 +45,8 @@ class LayerSettings:
         equalise: rescale channels between layers first, so that weights fit their grids; for one
             scale a layer. The network's answers stay as they are.
         act_bits: of the activations, 2 to 8; None leaves them in float.
+        act_grids: of single activations by the name of their site, which are taken as they are:
+            `read_encodings(path, "activations")`. Others have act_bits; without, all must be there.
         shrink: share in [0, 1) that the off-diagonal moments of the inputs lose, which makes the
             Gram matrix of few images definite: GPTQ needs that, and gains by it; others do not
             (analysis/results/calibration_size.md). Records then tell the energy of the shrunk
@@ -66,6 +68,7 @@ class LayerSettings:
     scale_refits: int = 0
     equalise: bool = False
     act_bits: int | None = None
+    act_grids: Mapping[str, FrozenGrid] = field(default_factory=dict)
     shrink: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,10 +81,20 @@ class LayerSettings:
                 "grids are taken as they are, and neither fit equalised weights nor can be "
                 "refitted; leave out equalise and scale_refits, or grids."
             )
+        if self.act_grids and self.equalise:
+            raise ValueError(
+                "act_grids do not fit the activations of an equalised network; leave out equalise, "
+                "or act_grids."
+            )
         if twice := sorted(set(self.grids) & set(self.layer_bits)):
             raise ValueError(f"layers {twice} have bits of their own and grids; give one of both.")
         if not 0 <= self.shrink < 1:
             raise ValueError(f"shrink is {self.shrink}; give a share in [0, 1).")
+
+    @property
+    def quantises_activations(self) -> bool:
+        """Whether activations are put on grids, too."""
+        return self.act_bits is not None or bool(self.act_grids)
 
     def bits_of(self, layer: Layer) -> int:
         """Bits of this layer's grid."""

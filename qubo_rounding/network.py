@@ -121,7 +121,7 @@ def quantise(
         RefusedError: the solver refuses a layer; the message names the layer.
     """
     settings = settings or LayerSettings()
-    method = _method(solver, reconstruction, finish, calibration, settings.act_bits is not None)
+    method = _method(solver, reconstruction, finish, calibration, settings)
     _check_calibration(calibration, grams, held_out)
     _check_arguments(method, layers, skip, seed, memory)
     stream = input_batches(loader)
@@ -142,8 +142,12 @@ def quantise(
         steps = independent_steps(plan.layers, *every)
     else:
         batches, judging = (list(d.batches()) for d in (data, judges))
-        if settings.act_bits is not None:
-            attach(rounded, calibrate_activations(plan.folded, batches, settings.act_bits))
+        if settings.quantises_activations:
+            grids = settings.act_grids
+            quantisers = calibrate_activations(
+                plan.folded, batches, settings.act_bits, site_grids=grids
+            )
+            attach(rounded, quantisers)
         steps = sequential_steps(
             *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
         )
@@ -187,7 +191,7 @@ def _method(
     reconstruction: Reconstruction | None,
     finish: ActivationFinish | None,
     calibration: str,
-    quantises_activations: bool,
+    settings: LayerSettings,
 ) -> Solver | Reconstruction:
     if solver is not None and reconstruction is not None:
         raise ValueError(
@@ -195,11 +199,17 @@ def _method(
             "start."
         )
     on_data = reconstruction is not None or finish is not None
-    if (on_data or quantises_activations) and calibration != "sequential":
+    if (on_data or settings.quantises_activations) and calibration != "sequential":
         raise ValueError(
             "reconstruction, finish and quantised activations need the layers' inputs one layer "
             "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
             "for float inputs)."
+        )
+    moves_steps = isinstance(reconstruction, BlockReconstruction) and reconstruction.step_lr > 0
+    if settings.act_grids and moves_steps:
+        raise ValueError(
+            "act_grids are taken as they are, and this reconstruction learns the activations' "
+            "steps; give it step_lr=0."
         )
     return reconstruction or solver or DEFAULT_SOLVER
 

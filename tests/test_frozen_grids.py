@@ -12,6 +12,7 @@ from networks import LAYERS, batches, residual
 
 import qubo_rounding as qr
 from qubo_rounding.export import write_encodings
+from qubo_rounding.relaxed.activations import quantisers_of
 
 SETTINGS = [
     qr.LayerSettings(),
@@ -127,6 +128,73 @@ def test_foreign_files_are_refused(content: Any, message: str, tmp_path: Path) -
     with pytest.raises(ValueError, match=message) as refused:
         qr.read_encodings(path)
     assert "foreign.json" in str(refused.value)
+    with pytest.raises(ValueError, match=r"foreign\.json .*(no readable|no activation_encodings)"):
+        qr.read_encodings(path, "activations")
+
+
+ACTIVATIONS = qr.LayerSettings(act_bits=8, layer_bits={"head": 6})
+
+
+def test_activations_keep_the_grids_of_a_file(tmp_path: Path) -> None:
+    before = written(tmp_path / "net.json", ACTIVATIONS)
+    sites = qr.read_encodings(tmp_path / "net.json", "activations")
+    settings = qr.LayerSettings(layer_bits={"head": 6}, act_grids=sites)
+    other = [2 * batch for batch in batches()]  # their ranges would be others
+    after = qr.quantise(residual(), other, solver=qr.Gptq(), settings=settings)
+    write_encodings(tmp_path / "again.json", after, settings)
+    assert qr.read_encodings(tmp_path / "again.json", "activations") == sites
+    images = torch.cat(batches())
+    own, its = (quantisers_of(result.model) for result in (before, after))
+    assert own is not None
+    assert its is not None
+    for site in own.sites:
+        assert torch.equal(own[site].quantise(images), its[site].quantise(images))
+
+
+def test_activations_without_a_grid_need_bits(tmp_path: Path) -> None:
+    written(tmp_path / "net.json", ACTIVATIONS)
+    sites = qr.read_encodings(tmp_path / "net.json", "activations")
+    first, *others = sites
+    some: dict[str, Any] = {"act_grids": {first: sites[first]}}
+    how: dict[str, Any] = {"solver": qr.Nearest()}
+    result = qr.quantise(
+        residual(), batches(), settings=qr.LayerSettings(act_bits=5, **some), **how
+    )
+    quantisers = quantisers_of(result.model)
+    assert quantisers is not None
+    assert [quantisers[site].bits for site in quantisers.sites] == [8] + [5] * len(others)
+    with pytest.raises(ValueError, match="have no grid and no bits"):
+        qr.quantise(residual(), batches(), settings=qr.LayerSettings(**some), **how)
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ({"strange": qr.FrozenGrid((0.1,), (0,), 8)}, r"no sites \['strange'\]"),
+        ({"input": qr.FrozenGrid((0.1, 0.2), (0, 0), 8)}, "site 'input' has 2 scales"),
+        ({"input": qr.FrozenGrid((0.1,), (3,), 8)}, "site 'input': scale is 0.1 and zero_point -3"),
+        ({"input": qr.FrozenGrid((1e-50,), (0,), 8)}, "give a scale from 1.2e-38"),
+    ],
+)
+def test_grids_that_no_activation_can_have_are_refused(
+    sites: dict[str, qr.FrozenGrid], message: str
+) -> None:
+    settings = qr.LayerSettings(act_bits=8, act_grids=sites)
+    with pytest.raises(ValueError, match=message):
+        qr.quantise(residual(), batches(), solver=qr.Nearest(), settings=settings)
+
+
+def test_grids_of_activations_are_neither_learned_nor_equalised_away() -> None:
+    sites = {"input": qr.FrozenGrid((0.1,), (-8,), 4)}
+    with pytest.raises(ValueError, match="leave out equalise, or act_grids"):
+        qr.LayerSettings(act_grids=sites, equalise=True)
+    with pytest.raises(ValueError, match="give it step_lr=0"):
+        qr.quantise(
+            residual(),
+            batches(),
+            reconstruction=qr.BlockReconstruction(),
+            settings=qr.LayerSettings(act_bits=8, act_grids=sites),
+        )
 
 
 def test_encodings_of_biases_are_left_unread(tmp_path: Path) -> None:

@@ -45,10 +45,11 @@ class ActivationQuantiser(nn.Module):
     def __init__(self, scale: float, zero_point: int, bits: int) -> None:
         super().__init__()
         check_fineness(bits, "tensor")
-        if not (0 < scale < math.inf and 0 <= zero_point < 2**bits):
+        float32 = torch.finfo(torch.float32)  # in which scales are kept
+        if not (float32.tiny <= scale <= float32.max and 0 <= zero_point < 2**bits):
             raise ValueError(
-                f"scale is {scale} and zero_point {zero_point}; with {bits} bits give a positive "
-                f"scale and a zero point from 0 to {2**bits - 1}."
+                f"scale is {scale} and zero_point {zero_point}; with {bits} bits give a scale from "
+                f"{float32.tiny:.1e} to {float32.max:.1e} and a zero point from 0 to {2**bits - 1}."
             )
         self.bits = bits
         self.scale = nn.Parameter(torch.tensor(scale, dtype=torch.float32), requires_grad=False)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qubo_rounding.frozen_grids import FrozenGrid
 from qubo_rounding.grid import check_fineness
 from qubo_rounding.passes import check_eval_mode, input_batches
 from qubo_rounding.relaxed.activation_course import Course, Visit, Walk
@@ -194,10 +195,11 @@ def attach(model: nn.Module, quantisers: ActivationQuantisers) -> None:
 def calibrate_activations(
     model: nn.Module,
     loader: Iterable[Any],
-    bits: int = 8,
+    bits: int | None = 8,
     *,
     rule: ActivationRule | None = None,
     site_bits: Mapping[str, int] | None = None,
+    site_grids: Mapping[str, FrozenGrid] | None = None,
 ) -> ActivationQuantisers:
     """Activation quantisers for a network, their ranges chosen on its float activations.
 
@@ -208,13 +210,15 @@ def calibrate_activations(
         model: network in eval mode with its batch norms folded; it stays as it is.
         loader: calibration batches, tensors or tuples that begin with one: a list, or whatever
             else can be gone through more than once.
-        bits: of all grids, 2 to 8.
+        bits: of all grids, 2 to 8; None where every site has bits or a grid of its own.
         rule: how wide the grids are; None is `ActivationMSE()`.
         site_bits: bits of single sites by name, where they differ.
+        site_grids: grids of single sites by name, which are taken as they are.
 
     Raises:
-        ValueError: the loader is an iterator, bits or the name of a site outside what is allowed,
-            an activation that is not finite, or a network that has quantisers or no single course.
+        ValueError: the loader is an iterator, bits, a grid or the name of a site outside what is
+            allowed, a site without any, an activation that is not finite, or a network that has
+            quantisers or no single course.
     """
     _check_unattached(model)
     check_eval_mode(model)
@@ -224,25 +228,40 @@ def calibrate_activations(
             "two passes; give a list of batches or a DataLoader."
         )
     course = find_sites(model, next(input_batches(loader))[:1])
-    names, site_bits = list(course.sites.values()), site_bits or {}
-    for its_bits in (bits, *site_bits.values()):
+    names = list(course.sites.values())
+    general = {} if bits is None else dict.fromkeys(names, bits)
+    site_bits = general | dict(site_bits or {})
+    for its_bits in site_bits.values():
         check_fineness(its_bits, "tensor")
-    if unknown := sorted(set(site_bits) - set(names)):
+    frozen = {name: _frozen(name, grid) for name, grid in (site_grids or {}).items()}
+    if unknown := sorted({*site_bits, *frozen} - set(names)):
         raise ValueError(f"the network has no sites {unknown}; it has {names}.")
+    if missing := sorted(set(names) - {*site_bits, *frozen}):
+        raise ValueError(f"sites {missing} have no grid and no bits; give bits for them.")
     rule = rule or ActivationMSE()
     histograms = collect_histograms(model, course, loader)
-    quantisers = []
-    for name in names:
-        its_bits = site_bits.get(name, bits)
-        quantisers.append(
-            ActivationQuantiser.covering(*rule.ends(histograms[name], its_bits), its_bits)
-        )
-    return ActivationQuantisers(course, quantisers)
+
+    def fitted(name: str) -> ActivationQuantiser:
+        ends = rule.ends(histograms[name], site_bits[name])
+        return ActivationQuantiser.covering(*ends, site_bits[name])
+
+    return ActivationQuantisers(course, [frozen.get(name) or fitted(name) for name in names])
 
 
 def quantisers_of(model: nn.Module) -> ActivationQuantisers | None:
     """The activation quantisers that are attached to a network; None where there are none."""
     return getattr(model, _CHILD, None)
+
+
+def _frozen(site: str, grid: FrozenGrid) -> ActivationQuantiser:
+    if len(grid.scales) != 1:
+        raise ValueError(
+            f"the grid of site {site!r} has {len(grid.scales)} scales; an activation has one."
+        )
+    try:
+        return ActivationQuantiser(grid.scales[0], -grid.offsets[0], grid.bits)
+    except ValueError as error:
+        raise ValueError(f"the grid of site {site!r}: {error}") from None
 
 
 def _check_unattached(model: nn.Module) -> None:
