@@ -95,10 +95,11 @@ from qubo_rounding.solvers import (
     TreeSearch,
     make_solver,
 )
+from qubo_rounding.spread import Spread
 from qubo_rounding.statistics import Gram, collect_grams, load_grams, save_grams
 from qubo_rounding.study import Case
 from qubo_rounding.watch import watching
-from qubo_rounding.workers import Spread, cluster, processes
+from qubo_rounding.workers import cluster, processes
 
 __version__ = "0.1.0"
 

@@ -24,13 +24,12 @@ from qubo_rounding.cli_options import (
     Shrink,
     SkipUnreadable,
     Workers,
+    asked_executor,
     asked_images,
     check_folder_of,
     reports_errors,
-    spreading,
 )
 from qubo_rounding.cli_quantize import quantize
-from qubo_rounding.compare import run_solver
 from qubo_rounding.demo import run_demo
 from qubo_rounding.exchange_file import check_npz_path
 from qubo_rounding.layer_problem import LayerSettings
@@ -38,8 +37,10 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
 from qubo_rounding.page import write_page
 from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.referee import run_solver
 from qubo_rounding.report import markdown_table
 from qubo_rounding.solvers import make_solver
+from qubo_rounding.spread import Spread
 from qubo_rounding.study_page import is_study, write_study_page
 from qubo_rounding.watch import watching
 
@@ -119,10 +120,11 @@ def solve(
     check_npz_path(output)  # before the work that could not be kept after it
     posed, chosen = RoundingProblem.load(problem), make_solver(solver)
     with (
-        spreading(workers, cluster) as spread,
+        asked_executor(workers, cluster) as executor,
         watching(time_limit=time_limit, progress=not as_json),
     ):
-        solution, seconds = run_solver(posed, spread(chosen), seed=seed)
+        spread = chosen if executor is None else Spread(chosen, executor)
+        solution, seconds = run_solver(posed, spread, seed=seed)
     solution.save(output)
     result = {
         "solver": solver,

@@ -10,6 +10,7 @@ import typer
 from qubo_rounding.cli_options import (
     Bias,
     Bits,
+    Cluster,
     Equalise,
     Granularity,
     Images,
@@ -18,6 +19,8 @@ from qubo_rounding.cli_options import (
     Seed,
     Shrink,
     SkipUnreadable,
+    Workers,
+    asked_executor,
     asked_images,
     check_folder_of,
     reports_errors,
@@ -54,6 +57,8 @@ def compare(
     ] = None,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from --seed on")] = 1,
+    workers: Workers = None,
+    cluster: Cluster = None,
 ) -> None:
     """Run several solvers on several problem files and print one table.
 
@@ -67,7 +72,10 @@ def compare(
         raise ValueError("no solvers are given; give names separated by commas.")
     cases = (Case.from_file(path, held_out) for path in problem_files(problem))
     every = range(seed, seed + seeds)
-    records = compare_solvers(cases, chosen, seeds=every, study=study, progress=True)
+    with asked_executor(workers, cluster) as executor:
+        records = compare_solvers(
+            cases, chosen, seeds=every, study=study, executor=executor, progress=True
+        )
     if output:
         write_records(output, records)
     typer.echo(records_table(records))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,8 @@ import typer
 from qubo_rounding.imagenet import Images as ImageSet
 from qubo_rounding.imagenet import open_images
 from qubo_rounding.models import Preprocessing
-from qubo_rounding.solvers import Solver
-from qubo_rounding.workers import Spread, cluster, processes
+from qubo_rounding.tasks import Workers as Executors
+from qubo_rounding.workers import cluster, processes
 
 SOLVER_HELP = "NAME[:key=value,...], such as annealing:sweeps=500,start=nearest"
 ModelSpec = Annotated[
@@ -46,11 +46,9 @@ ActEncodings = Annotated[
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="leave out images that cannot be read, and say so")
 ]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="solve rows in so many processes; same bits")
-]
+Workers = Annotated[int | None, typer.Option(min=1, help="solve in so many processes; same bits")]
 Cluster = Annotated[
-    str | None, typer.Option(help="solve rows on a Dask cluster, such as tcp://node:8786")
+    str | None, typer.Option(help="solve on a Dask cluster, such as tcp://node:8786")
 ]
 Seed = Annotated[int, typer.Option(help="same seed, same bits")]
 
@@ -95,20 +93,19 @@ def asked_images(
 
 
 @contextmanager
-def spreading(workers: int | None, cluster_at: str | None) -> Iterator[Callable[[Solver], Solver]]:
-    """A function that gives a solver the workers that were asked for, if any.
+def asked_executor(workers: int | None, cluster_at: str | None) -> Iterator[Executors | None]:
+    """What makes or is the executor that was asked for; None where none was.
 
     Raises:
         ValueError: both processes and a cluster were asked for.
     """
     if workers is not None and cluster_at is not None:
         raise ValueError("give --workers or --cluster, not both.")
-    with ExitStack() as stack:
-        if workers is not None:
-            make = stack.enter_context(processes(workers))
-            yield lambda solver: Spread(solver, make)
-        elif cluster_at is not None:
-            executor = stack.enter_context(cluster(cluster_at))
-            yield lambda solver: Spread(solver, executor)
-        else:
-            yield lambda solver: solver
+    if workers is not None:
+        with processes(workers) as make:
+            yield make
+    elif cluster_at is not None:
+        with cluster(cluster_at) as executor:
+            yield executor
+    else:
+        yield None

@@ -31,9 +31,9 @@ from qubo_rounding.cli_options import (
     Shrink,
     SkipUnreadable,
     Workers,
+    asked_executor,
     asked_images,
     reports_errors,
-    spreading,
 )
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
 from qubo_rounding.frozen_grids import read_encodings
@@ -46,6 +46,7 @@ from qubo_rounding.report import markdown_table
 from qubo_rounding.run_folder import LayerRecord
 from qubo_rounding.run_summary import NOT_PRINTED, network_scores
 from qubo_rounding.solvers import make_solver
+from qubo_rounding.spread import Spread
 
 
 class ExportFormat(StrEnum):
@@ -147,10 +148,10 @@ def quantize(
         act_grids=read_encodings(act_encodings, "activations") if act_encodings else {},
     )
     if "solver" not in how and (workers or cluster):
-        raise ValueError("--workers and --cluster spread a solver's rows; give --solver.")
-    with spreading(workers, cluster) as spread:
-        if "solver" in how:
-            how["solver"] = spread(how["solver"])
+        raise ValueError("--workers and --cluster work with a solver; give --solver.")
+    with asked_executor(workers, cluster) as executor:
+        if executor is not None and calibration == "sequential":  # one layer needs the other
+            how["solver"], executor = Spread(how["solver"], executor), None
         result = quantise(
             network,
             loader,
@@ -162,6 +163,7 @@ def quantize(
             run=output,
             seed=seed,
             memory=memory * 2**30,
+            executor=executor,
             progress=progress,
             on_layer=_tell_layer if as_json else None,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -23,8 +22,8 @@ from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layer_work import LayerWork
 from qubo_rounding.layers import Layer, add_zero_bias, find_layers, matrix_of
-from qubo_rounding.local_loss import output_error
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import plan_rounding, prepared
 from qubo_rounding.problem import RoundingProblem
@@ -35,14 +34,15 @@ from qubo_rounding.rounders import (
     FinishingRounder,
     LayerRounder,
     NetworkData,
-    Posed,
     Rounder,
     SolverRounder,
 )
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
 from qubo_rounding.solvers import Annealing, Solver
 from qubo_rounding.solvers.auto import DEFAULT_SOLVER
+from qubo_rounding.spread import Spread
 from qubo_rounding.statistics import Gram, collect_grams
+from qubo_rounding.tasks import Workers
 from qubo_rounding.watch import watching
 
 
@@ -83,6 +83,7 @@ def quantise(
     run: str | Path | None = None,
     seed: int = 0,
     memory: float = 4 * 2**30,
+    executor: Workers | None = None,
     progress: bool = False,
     on_layer: Callable[[LayerRecord], None] | None = None,
 ) -> QuantisedNetwork:
@@ -112,6 +113,9 @@ def quantise(
         memory: bytes that sequential calibration may hold in suspended passes, about; with a
             reconstruction half of them are for the inputs and targets of the layer at hand, of
             which the rest goes to disk.
+        executor: solves the layers of an independent calibration, to the same bits: an executor, or
+            a function that gives one, which is asked again when a worker died. A solver's rows are
+            spread with `Spread`.
         progress: show progress bars on standard error.
         on_layer: called with the record of every layer that is finished, for logs.
 
@@ -123,6 +127,7 @@ def quantise(
     settings = settings or LayerSettings()
     method = _method(solver, reconstruction, finish, calibration, settings)
     _check_calibration(calibration, grams, held_out)
+    _check_executor(executor, method, calibration)
     _check_arguments(method, layers, skip, seed, memory)
     stream = input_batches(loader)
     first = next(stream)
@@ -164,18 +169,20 @@ def quantise(
         rounder = _rounder_on(network, method, finish, settings, place)
     else:
         rounder = SolverRounder(_solver_of(method), settings, seed)
-    work = _Work(plan.folded, rounded, rounder, settings, folder)
+    work = LayerWork(plan.folded, rounded, rounder, settings, folder)
     finished = {}
     bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
     with nullcontext() if place is None else locked(place):
         # Closing: a refused layer must not leave passes suspended.
         with torch.no_grad(), bar, watching(progress=progress), closing(steps):
-            for step in steps:
-                bar.set_postfix_str(step.layer.name)
-                finished[step.layer.name] = done = work.do(step)
+            named = _named(steps, bar)
+            ending = work.in_turn(named) if executor is None else work.on_workers(named, executor)
+            for done in ending:
+                finished[done.record.name] = done
                 if on_layer is not None:
                     on_layer(done.record)
                 bar.update()
+        finished = {name: finished[name] for name in plan.layers}
         if isinstance(method, BlockReconstruction):
             refinement = Refinement(
                 *(plan.folded, rounded, plan.layers, batches, settings, method),
@@ -184,6 +191,13 @@ def quantise(
             with watching(progress=progress):
                 finished = refinement.refine(finished)
     return QuantisedNetwork(rounded, finished, plan.skipped)
+
+
+def _named(steps: Iterable[Step], bar: tqdm[Any]) -> Iterator[Step]:
+    """The steps, each named on the bar when its turn comes."""
+    for step in steps:
+        bar.set_postfix_str(step.layer.name)
+        yield step
 
 
 def _method(
@@ -252,6 +266,15 @@ def _check_calibration(calibration: str, grams: object, held_out: object) -> Non
         )
 
 
+def _check_executor(executor: Workers | None, method: object, calibration: str) -> None:
+    if executor is not None and (calibration == "sequential" or isinstance(method, Spread)):
+        raise ValueError(
+            "an executor solves layers that need no other, each as a whole; choose "
+            "calibration='independent' and a plain solver, or spread a solver's rows: "
+            "Spread(solver, executor)."
+        )
+
+
 def _check_arguments(
     method: object, layers: object, skip: object, seed: object, memory: float
 ) -> None:
@@ -267,65 +290,6 @@ def _check_arguments(
         raise ValueError(f"seed is {seed!r}; give a whole number.")
     if not 0 <= memory < math.inf:
         raise ValueError(f"memory is {memory}; give a number of bytes, 0 or more.")
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every layer's turn needs."""
-
-    model: nn.Module
-    rounded: nn.Module
-    rounder: Rounder
-    settings: LayerSettings
-    folder: RunFolder | None
-
-    def do(self, step: Step) -> RoundedLayer:
-        """Round one layer, or take it from the run folder, and put it into the rounded network."""
-        done = self.folder.load(step.layer.name) if self.folder else None
-        if done is None:
-            done, problem = self._round(step)
-            if self.folder:
-                self.folder.save(done, problem)
-        self.rounder.finish(step.layer)
-        install(self.model, self.rounded, step.layer, done)
-        return done
-
-    def _round(self, step: Step) -> tuple[RoundedLayer, RoundingProblem]:
-        layer, settings = step.layer, self.settings
-        gram, held = step.grams()
-        weight = matrix_of(self.model, layer)
-        problem, grid = layer_problem(layer, weight, gram, settings)
-        posed = Posed(step, gram, weight, problem, grid, settings.bias_of(layer))
-        began = time.perf_counter()
-        found = self.rounder.round(posed)
-        seconds = time.perf_counter() - began
-        solution, nearest = found.solution, problem.nearest()
-
-        def error_held_out(posed: Posed, levels: Tensor, shift: Tensor) -> float | None:
-            if held is None:
-                return None
-            return float(output_error(weight, posed.grid.dequantize(levels), shift, held).sum())
-
-        record = LayerRecord(
-            name=layer.name,
-            g=layer.g,
-            r=layer.r,
-            d=layer.d,
-            bits=settings.bits_of(layer),
-            energy=float(solution.energy.sum()),
-            energy_nearest=float(problem.energy(nearest).sum()),
-            held_out=error_held_out(found.posed, solution.levels, found.shift),
-            held_out_nearest=error_held_out(posed, nearest, posed.shift_for(nearest)),
-            lower_bound=solution.total_bound,
-            proven_rows=int(solution.proven.sum()),
-            flips=int((solution.levels != nearest).sum()),
-            seconds=seconds,
-            solver=str(solution.stats.get("solved_by", self.rounder.name)),
-            stats=solution.stats,
-        )
-        grid = found.posed.grid
-        done = RoundedLayer(solution.levels, grid.scale, grid.zero_point, found.shift, record)
-        return done, found.posed.problem
 
 
 def nearest_network(

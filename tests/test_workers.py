@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from networks import batches, residual
 
+from qubo_rounding.compare import compare
+from qubo_rounding.cross_checks import CrossCheckError
+from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import quantise
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers import Annealing, Certified, Enumeration, Nearest, RefusedError, Solver
+from qubo_rounding.spread import Spread
 from qubo_rounding.testing import random_problem
 from qubo_rounding.watch import seconds_left, watching
-from qubo_rounding.workers import Spread, cluster, processes
+from qubo_rounding.workers import cluster, processes
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class Dying(Solver):
                 continue
             os.kill(os.getpid(), signal.SIGKILL)
         return Annealing(sweeps=5).solve(problem, seed=seed)
+
+
+@dataclass(frozen=True)
+class TooHigh(Solver):
+    """Nearest rounding with a lower bound above its energy."""
+
+    def find(self, problem: RoundingProblem, seed: int) -> Solution:
+        levels = problem.nearest()
+        return problem.solution(levels, 2 * problem.energy(levels))
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +100,87 @@ def test_whole_networks_are_rounded_to_the_same_bits_and_resume(two_processes, t
         assert result.layers[name].record.solver == layer.record.solver
     again = quantise(residual(), batches(), solver=spread, run=tmp_path / "run")
     assert again.records == alone.records
+
+
+@pytest.mark.parametrize("refits", [0, 1])
+def test_independent_layers_are_rounded_to_the_same_bits_and_resume(
+    refits, two_processes, tmp_path
+):
+    settings = LayerSettings(scale_refits=refits)
+    how = {"calibration": "independent", "settings": settings, "held_out": batches(seed=5)}
+    how["solver"] = Annealing(sweeps=5)
+    alone = quantise(residual(), batches(), **how)
+    told = []
+    there = quantise(
+        *(residual(), batches()),
+        **how,
+        executor=two_processes,
+        run=tmp_path / "run",
+        on_layer=lambda record: told.append(record.name),
+    )
+    assert sorted(told) == sorted(alone.layers)
+    assert list(there.layers) == list(alone.layers)
+    for name, layer in alone.layers.items():
+        for part in ("levels", "scale", "bias_shift"):
+            assert torch.equal(getattr(layer, part), getattr(there.layers[name], part))
+        again = replace(there.layers[name].record, seconds=layer.record.seconds)
+        assert again == layer.record
+    for one, other in zip(alone.model.parameters(), there.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (tmp_path / "run" / "layers" / "stem.safetensors").unlink()
+    resumed = quantise(
+        *(residual(), batches()), **how, executor=two_processes, run=tmp_path / "run"
+    )
+    assert [r.seconds for r in resumed.records[1:]] == [r.seconds for r in there.records[1:]]
+    assert torch.equal(resumed.layers["stem"].levels, alone.layers["stem"].levels)
+
+
+def test_layers_that_need_each_other_are_not_given_to_workers(two_processes):
+    with pytest.raises(ValueError, match=r"Spread\(solver, executor\)"):
+        quantise(residual(), batches(), executor=two_processes)
+    spread = Spread(Nearest(), two_processes)
+    with pytest.raises(ValueError, match="a plain solver"):
+        quantise(
+            *(residual(), batches()),
+            solver=spread,
+            calibration="independent",
+            executor=two_processes,
+        )
+
+
+def test_cells_of_a_study_are_measured_by_workers_and_resume(two_processes, tmp_path):
+    problems = {str(d): random_problem(2, 2, d, seed=d) for d in (4, 6, 9)}
+    solvers = {
+        "few": Annealing(sweeps=2),
+        "proof": Certified(Annealing(sweeps=20)),
+        "all": Enumeration(max_assignments=2**7),
+    }
+    alone = compare(problems, solvers, seeds=[0, 1])
+    there = compare(
+        problems, solvers, seeds=[0, 1], executor=two_processes, study=tmp_path / "study"
+    )
+    assert {record.threads for record in there if not record.refused} == {1}
+    assert [r.problem for r in there if r.refused] == ["9", "9"]
+    for record, other in zip(alone, there, strict=True):
+        own = {"seconds": None, "time": "", "threads": 0}
+        assert replace(record, **own) == replace(other, **own)
+    again = compare(
+        problems, solvers, seeds=[0, 1], executor=two_processes, study=tmp_path / "study"
+    )
+    assert again == there
+
+
+def test_a_worker_killed_at_a_cell_loses_nothing(problem, tmp_path):
+    solvers = {"dying": Dying(tmp_path, 2), "calm": Annealing(sweeps=5)}
+    with processes(2) as make:
+        dying, calm = compare({"one": problem}, solvers, seeds=[1], executor=make)
+    assert dying.energy == calm.energy
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_contradiction_in_a_worker_names_the_problem(two_processes, problem):
+    with pytest.raises(CrossCheckError, match="problem 'one'"):
+        compare({"one": problem}, {"wrong": TooHigh()}, executor=two_processes)
 
 
 def test_refusals_and_errors_come_through(problem, two_processes):

@@ -15,7 +15,7 @@ from typing import Any
 from analysis.problem_files import FOLDER
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, RoundingProblem
-from qubo_rounding.compare import run_solver
+from qubo_rounding.referee import run_solver
 from qubo_rounding.report import write_table
 
 RATES = (1e-2, 1e-3)

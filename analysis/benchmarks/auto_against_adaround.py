@@ -21,7 +21,7 @@ from typing import Any
 from analysis.kit_problems import PROBLEM_NETWORKS, KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import AdaRound, Annealing, Auto, Gptq, Solver, reuse_freed_memory
-from qubo_rounding.compare import run_solver
+from qubo_rounding.referee import run_solver
 
 PATH = RESULTS / "auto_against_adaround.csv"
 NARROWEST, WIDEST, ROWS, STRIDE = 144, 4608, 32, 4

@@ -18,8 +18,8 @@ from typing import Any
 from analysis.problem_files import FOLDER
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, Descent, Gptq, RoundingProblem, Solver
-from qubo_rounding.compare import run_solver
 from qubo_rounding.provenance import provenance
+from qubo_rounding.referee import run_solver
 from qubo_rounding.report import write_table
 from qubo_rounding.solvers import dwave_tabu
 from qubo_rounding.solvers.cross_entropy import CrossEntropy

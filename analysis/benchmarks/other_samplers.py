@@ -33,9 +33,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from analysis.kit_problems import kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import Annealing, Auto, Gptq, KBest, RoundingProblem, Solver, Tabu, to_bqm
-from qubo_rounding.compare import run_solver
 from qubo_rounding.figures import MARKERS, PALETTE, STYLE
 from qubo_rounding.means import geometric_mean
+from qubo_rounding.referee import run_solver
 
 PATH = RESULTS / "other_samplers.csv"
 LAYERS = ("_blocks.2._project_conv", "_conv_head", "_blocks.12._project_conv")
