@@ -74,10 +74,10 @@ PLAN: list[tuple[int, int | None, int, list[str]]] = [
     (4, None, 256, SINGLE),
     (3, None, 256, ["annealing", "annealing, scale refit"]),
     (4, 8, 256, ["annealing"]),
-    (4, None, 1000, ["distillation"]),
-    (4, None, 1000, ["annealing"]),
+    (4, 8, 1000, ["annealing, scale refit"]),
+    (4, None, 1000, ["annealing", "annealing, scale refit", "distillation"]),
     (4, 8, 1000, ["distillation"]),
-    (3, None, 1000, ["distillation"]),
+    (3, None, 1000, ["annealing, scale refit", "distillation"]),
     (4, None, 256, ["blocks", "distillation"]),
 ]
 
