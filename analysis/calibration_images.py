@@ -93,6 +93,8 @@ def render() -> None:
         )
     axes.axhline(100 * (records[0].float_top1 or 0), color="grey", linestyle="--", label="float")
     axes.set_xscale("log")
+    axes.set_xticks(NUMBERS["ImageNet"], [f"{number:,}" for number in NUMBERS["ImageNet"]])
+    axes.minorticks_off()
     axes.set(xlabel="calibration images", ylabel="top-1 on 1,000 other photographs, percent")
     axes.grid()
     figure.legend(loc="outside right upper")
