@@ -144,6 +144,8 @@ def compare_networks(
     ] = "sequential",
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from --seed on")] = 1,
+    workers: Workers = None,
+    cluster: Cluster = None,
 ) -> None:
     """Round a network by several solvers and methods and print one table.
 
@@ -155,6 +157,8 @@ def compare_networks(
     settings = LayerSettings(
         bits=bits, granularity=granularity, bias=bias, equalise=equalise, shrink=shrink
     )
+    if (workers or cluster) and calibration == "sequential":
+        raise ValueError("--workers and --cluster need --calibration independent here.")
     chosen = {
         text: NetworkMethod(make_solver(text), settings=settings, calibration=calibration)
         for text in split_descriptions(solvers)
@@ -168,7 +172,10 @@ def compare_networks(
     loader = asked_images(images, preprocessing, limit, skip_unreadable)
     case = NetworkCase(model, network, {"": loader}, judges, judges.labels)
     every = range(seed, seed + seeds)
-    records = compare_on_networks([case], chosen, seeds=every, study=study, progress=True)
+    with asked_executor(workers, cluster) as executor:
+        records = compare_on_networks(
+            [case], chosen, seeds=every, study=study, executor=executor, progress=True
+        )
     if output:
         write_records(output, records, NetworkRecord)
     typer.echo(networks_table(records))

@@ -23,6 +23,7 @@ from qubo_rounding.provenance import now, provenance
 from qubo_rounding.records import NetworkRecord
 from qubo_rounding.run_folder import LayerRecord, finished_records
 from qubo_rounding.statistics import Gram, collect_grams
+from qubo_rounding.tasks import Workers
 
 
 def compare_networks(
@@ -32,6 +33,7 @@ def compare_networks(
     seeds: Sequence[int] = (0,),
     study: str | Path | None = None,
     memory: float = 4 * 2**30,
+    executor: Workers | None = None,
     progress: bool = False,
 ) -> list[NetworkRecord]:
     """One record for every method and seed on every network and calibration set, in that order.
@@ -46,6 +48,7 @@ def compare_networks(
         study: folder that keeps records (networks.csv) and a run folder for each; what is there is
             not measured again, and what was stopped goes on at its layer.
         memory: as for `quantise`.
+        executor: as for `quantise`; methods of sequential calibration go without.
         progress: show progress bars on standard error.
 
     Raises:
@@ -61,7 +64,8 @@ def compare_networks(
                 raise ValueError(f"two networks are named {case.name!r}; give each its own name.")
             records[case.name] = []
             for calibration in case.calibrations:
-                work = _Work(case, calibration, kept, memory, progress)
+                how = {"memory": memory, "executor": executor, "progress": progress}
+                work = _Work(case, calibration, kept, how)
                 for seed in seeds:
                     records[case.name] += [
                         work.record(label, method, seed) for label, method in methods.items()
@@ -73,10 +77,9 @@ class _Work:
     """One network with one of its calibration sets."""
 
     def __init__(
-        self, case: NetworkCase, calibration: str, kept: NetworkStudy, memory: float, progress: bool
+        self, case: NetworkCase, calibration: str, kept: NetworkStudy, how: Mapping[str, Any]
     ) -> None:
-        self._case, self._calibration, self._kept = case, calibration, kept
-        self._memory, self._progress = memory, progress
+        self._case, self._calibration, self._kept, self._how = case, calibration, kept, how
         self._fingerprint = case.fingerprint(calibration)
         self._origin = provenance()
         self._grams: dict[bool, dict[str, Mapping[str, Gram]]] = {}
@@ -104,9 +107,8 @@ class _Work:
             calibration=method.calibration,
             run=run,
             seed=seed,
-            memory=self._memory,
-            progress=self._progress,
             **data,
+            **self._how_for(method),
         )
         seconds = time.perf_counter() - began
         self._check(f"{label}, seed {seed}", method, result.records)
@@ -122,6 +124,11 @@ class _Work:
         self._kept.keep(record)
         return record
 
+    def _how_for(self, method: NetworkMethod) -> dict[str, Any]:
+        """What `quantise` is told of how to go about it."""
+        apart = method.calibration == "independent"
+        return {**self._how, "executor": self._how["executor"] if apart else None}
+
     def _data(self, method: NetworkMethod) -> dict[str, Any]:
         """What `quantise` is told of the images, beside the calibration batches."""
         case = self._case
@@ -136,10 +143,10 @@ class _Work:
         batches = self._case.calibrations[self._calibration]
         model, _ = prepared(self._case.model, next(input_batches(iter(batches))), settings)
         grams: dict[str, Mapping[str, Gram]] = {
-            "grams": collect_grams(model, batches, progress=self._progress)
+            "grams": collect_grams(model, batches, progress=self._how["progress"])
         }
         if held_out := list(self._case.held_out):
-            grams["held_out"] = collect_grams(model, held_out, progress=self._progress)
+            grams["held_out"] = collect_grams(model, held_out, progress=self._how["progress"])
         return grams
 
     def _check(self, label: str, method: NetworkMethod, layers: Sequence[LayerRecord]) -> None:

@@ -16,6 +16,8 @@ from qubo_rounding.compare import compare
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import quantise
+from qubo_rounding.network_comparison import compare_networks
+from qubo_rounding.network_study import NetworkCase, NetworkMethod
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers import Annealing, Certified, Enumeration, Nearest, RefusedError, Solver
 from qubo_rounding.spread import Spread
@@ -168,6 +170,19 @@ def test_cells_of_a_study_are_measured_by_workers_and_resume(two_processes, tmp_
         problems, solvers, seeds=[0, 1], executor=two_processes, study=tmp_path / "study"
     )
     assert again == there
+
+
+def test_networks_of_a_study_are_rounded_to_the_same_bits(two_processes):
+    case = NetworkCase("net", residual(), {"": batches()}, batches(seed=3))
+    methods = {
+        "apart": NetworkMethod(Annealing(sweeps=5), calibration="independent"),
+        "in turn": NetworkMethod(Annealing(sweeps=5)),
+    }
+    alone = compare_networks([case], methods)
+    there = compare_networks([case], methods, executor=two_processes)
+    for record, other in zip(alone, there, strict=True):
+        own = {"seconds": 0.0, "solver_seconds": 0.0, "time": ""}
+        assert replace(record, **own) == replace(other, **own)
 
 
 def test_a_worker_killed_at_a_cell_loses_nothing(problem, tmp_path):
