@@ -144,7 +144,7 @@ def bound_figure(records: Sequence[Record]) -> Figure:
     tell_logarithm(axes.xaxis)
     axes.set_yscale("symlog", linthresh=0.1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
-    axes.set_ylim(-0.02, None)
+    axes.set_ylim(-0.02, 2 * max(0.1, axes.dataLim.ymax))  # the highest mark whole
     axes.set(xlabel="weights in a row", ylabel="percent above the best bound")
     axes.set_title("0 is the proven optimum where all rows are proven")
     axes.grid()
