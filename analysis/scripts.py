@@ -50,7 +50,7 @@ SCRIPTS = (
     Script("dimod_samplers", "dimod's samplers, composites and ours on the same rows", 2, 1),
     Script("relaxation_tables", "Tables 3 to 6 and 8", 290, 2, WITH_FULL),
     Script("ablation", "what each ingredient brings, and the best networks", 300),
-    Script("cost_model", "70 billion weights on many workers, on paper, and a check", 10),
+    Script("cost_model", "70 billion weights on many workers, on paper, and a check", 1),
     Script("exported_networks", "an exported network in onnxruntime, its packed size", 5),
     Script("benchmarks.auto_against_adaround", "`auto` against AdaRound tuned per layer", 300),
     Script("benchmarks.annealing_against_adaround", "energy and time, layer by layer", 9),

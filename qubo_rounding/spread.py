@@ -18,9 +18,9 @@ from qubo_rounding.row_batches import row_batches
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.tasks import SentProblem, Workers, run_tasks, sending
 from qubo_rounding.watch import watched
+from qubo_rounding.whole_numbers import check_whole
 
 Part = tuple[Tensor, Tensor | None, dict[str, Any]]  # levels, lower bounds, stats
-_TASKS = 16  # that a problem is cut into: enough for workers of different speed
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +36,17 @@ class Spread(Solver):
         executor: one, or a function that makes one, which is called again when one breaks.
         folder: where problem files lie; it has to be seen by all workers. None is this machine's
             folder for temporary files.
+        parts: that a problem's rows are cut into, at most. Many even out workers of different
+            speed; solvers that treat rows together take less time for a row where parts are few.
     """
 
     solver: Solver
     executor: Workers
     folder: str | Path | None = None
+    parts: int = 16
+
+    def __post_init__(self) -> None:
+        check_whole(1, parts=self.parts)
 
     def __repr__(self) -> str:
         return repr(self.solver)
@@ -55,7 +61,7 @@ class Spread(Solver):
         Raises:
             BrokenExecutor: workers die again and again, or an executor that was given broke.
         """
-        parts = list(row_batches(problem.g, problem.r, 1, -(-problem.g * problem.r // _TASKS)))
+        parts = list(row_batches(problem.g, problem.r, 1, -(-problem.g * problem.r // self.parts)))
         with sending(self.folder) as send:
             sent = send(problem)
             tasks = [(sent, self.solver, part, seed) for part in parts]
