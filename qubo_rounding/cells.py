@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -60,8 +61,9 @@ def in_turn(plans: Iterable[Plan]) -> Iterator[Plan]:
 
 def on_workers(plans: Iterable[Plan], workers: Workers) -> Iterator[Plan]:
     """The same, measured by workers, in the order in which they end."""
-    cells: list[tuple[Plan, Cell, SentProblem]] = []
+    cells: dict[int, tuple[Plan, Cell, SentProblem]] = {}  # those that workers have
     finished: list[Plan] = []  # nothing was missing
+    numbers = count()
 
     with sending() as send:
 
@@ -71,16 +73,18 @@ def on_workers(plans: Iterable[Plan], workers: Workers) -> Iterator[Plan]:
                     finished.append(plan)
                     continue
                 sent = send(plan.case.problem)
-                for cell, solver in plan.missing.items():
-                    cells.append((plan, cell, sent))
+                for cell, solver in list(plan.missing.items()):
+                    cells[next(numbers)] = plan, cell, sent
                     yield plan.case.name, sent, solver, cell[-1]
 
         for number, measured in run_tasks(workers, _measured_apart, tasks()):
-            plan, cell, sent = cells[number]
+            plan, cell, sent = cells.pop(number)
             plan.enter(cell, measured)
             if not plan.missing:
                 sent.forget()
                 yield plan
+            while finished:
+                yield finished.pop()
         yield from finished
 
 

@@ -37,7 +37,7 @@ def compare(
 
     Args:
         problems: by name, or cases, which may have held-out energies and several calibration sets;
-            an iterator holds one problem at a time.
+            an iterator holds one problem at a time, or those that an executor works at.
         solvers: by the names that go into the records.
         seeds: each is given to every solver.
         study: folder that keeps records and solutions; what is there is not measured again, and

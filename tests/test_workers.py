@@ -185,6 +185,14 @@ def test_networks_of_a_study_are_rounded_to_the_same_bits(two_processes):
         assert replace(record, **own) == replace(other, **own)
 
 
+def test_more_cells_than_are_handed_over_at_a_time(problem):
+    with ThreadPoolExecutor(2) as executor:
+        records = compare(
+            {"one": problem}, {"near": Nearest()}, seeds=range(150), executor=executor
+        )
+    assert [record.seed for record in records] == list(range(150))
+
+
 def test_a_worker_killed_at_a_cell_loses_nothing(problem, tmp_path):
     solvers = {"dying": Dying(tmp_path, 2), "calm": Annealing(sweeps=5)}
     with processes(2) as make:
