@@ -1,9 +1,10 @@
 """What each ingredient brings to whole networks, and how close to float the best of them come.
 
-    python -m analysis.ablation           # several hours on 2 cores, most of them distillation
+    python -m analysis.ablation           # a day on 2 cores, most of it distillation
 
 Weights of 4 or 3 bits per channel, all layers, activations in float or of 8 bits. A run that is in
-results/ablation.csv already is not repeated. Writes results/ablation.md.
+results/ablation.csv already is not repeated, and one that was interrupted goes on in runs/ablation.
+Writes results/ablation.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from analysis.judged_networks import NETWORKS, JudgedNetwork
@@ -43,10 +45,12 @@ class Method:
     Args:
         arguments: for `quantise`.
         settings: for `LayerSettings`, beside the bits.
+        views: of each calibration image: itself, and windows of it.
     """
 
     arguments: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
+    views: int = 1
 
 
 METHODS = {
@@ -67,8 +71,12 @@ METHODS = {
     ),
     "blocks": Method({"reconstruction": BlockReconstruction(iterations=200, **SCHEDULE)}),
     "distillation": Method({"reconstruction": Distillation()}),
+    "distillation, scale refit, 4 views": Method(
+        {"reconstruction": Distillation(iterations=1000)}, {"scale_refits": 1}, views=4
+    ),
 }
-SINGLE = [name for name in METHODS if name not in ("blocks", "distillation")]
+LONG = "distillation, scale refit, 4 views"
+SINGLE = [name for name in METHODS if name not in ("blocks", "distillation", LONG)]
 # bits, bits of activations, calibration images, methods; the cheap ones first.
 PLAN: list[tuple[int, int | None, int, list[str]]] = [
     (4, None, 256, SINGLE),
@@ -76,8 +84,9 @@ PLAN: list[tuple[int, int | None, int, list[str]]] = [
     (4, 8, 256, ["annealing"]),
     (4, 8, 1000, ["annealing, scale refit"]),
     (4, None, 1000, ["annealing", "annealing, scale refit", "distillation"]),
-    (4, 8, 1000, ["distillation"]),
-    (3, None, 1000, ["annealing, scale refit", "distillation"]),
+    (4, None, 1000, [LONG]),
+    (3, None, 1000, ["annealing, scale refit", LONG]),
+    (4, 8, 1000, [LONG]),
     (4, None, 256, ["blocks", "distillation"]),
 ]
 
@@ -98,8 +107,9 @@ def measure() -> None:
             began = time.perf_counter()
             result = quantise(
                 judged.model,
-                judged.spread(images),
+                judged.spread(images).augmented(method.views),
                 settings=settings,
+                run=Path("runs", "ablation", *map(str, case.values())),
                 progress=True,
                 **method.arguments,
             )
