@@ -61,6 +61,7 @@ SCRIPTS = (
     Script("benchmarks.reconstruction_speed", "one reconstruction iteration, floor", 1),
     Script("benchmarks.allocator", "forward passes with freed memory reused", 2),
     Script("benchmarks.memory_budgets", "resident memory within the budget?", 15),
+    Script("benchmarks.wide_layer_memory", "d = 4,608: memory beside the Gram matrix", 4),
     Script("benchmarks.killed_runs", "runs killed at random moments: the same bits?", 20),
     Script("benchmarks.soak", "two hundred small networks in one process: memory", 5),
     Script("benchmarks.fuzzed_problems", "100,000 problem files of every wrongness", 25, 1),

@@ -119,4 +119,4 @@ def _check_alike(call: LayerCall, call_q: LayerCall) -> None:
 
 
 def _mirrored(upper: Tensor) -> Tensor:
-    return upper.triu() + upper.triu(1).mT
+    return upper.triu_() + upper.triu(1).mT  # in place: wide layers leave no room for one more

@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
-from itertools import chain
-from operator import add
+from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +21,8 @@ from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import Following, capture
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall, Pass, input_batches
-from qubo_rounding.statistics import Gram, collect_grams, gram_of
+from qubo_rounding.room import check_room
+from qubo_rounding.statistics import Gram, collect_grams, gram_of_calls
 
 Grams = Mapping[str, Gram]
 
@@ -47,6 +46,25 @@ class Data:
         items = iter(self._source)
         for first in items:  # without a first one there is nothing for input_batches to refuse
             yield from self.fingerprint.passing(input_batches(chain([first], items)))
+
+    def held(self, reserve: float = 0) -> list[Tensor]:
+        """All batches at once.
+
+        Args:
+            reserve: bytes that must be left beside them.
+
+        Raises:
+            ValueError: there is no room for them; told at once by data that know their `nbytes`.
+        """
+        remedy = "give fewer images, or choose independent calibration, which streams them"
+        whole = getattr(self._source, "nbytes", 0)
+        check_room(whole + reserve, "holding all images, with the work on them,", remedy)
+        batches: list[Tensor] = []
+        for batch in self.batches():
+            work = f"holding more than {len(batches)} batches, with the work on them,"
+            check_room(batch.nbytes + reserve, work, remedy, batch.device)
+            batches.append(batch)
+        return batches
 
     def grams(self, model: nn.Module, layers: Mapping[str, Layer], progress: bool) -> Grams:
         """The Gram of every layer, in the order of the layers; empty without any data.
@@ -160,12 +178,13 @@ def sequential_steps(
 
             def grams(layer: Layer = layer) -> tuple[Gram, Gram | None]:
                 if trial.calls[layer.name] > 1:  # the passes show the first of its calls only
-                    every = _of_full_passes(model, rounded, layer, batches)
-                else:
-                    met = _of_suspended(model, rounded, layer, pairs, batches)
-                    every = (gram_of(pair.call, pair.call_q) for pair in met)
-                parts = [next(every) for _ in calibration], list(every)
-                return reduce(add, parts[0]), reduce(add, parts[1]) if parts[1] else None
+                    gram = _of_full_passes(model, rounded, layer, calibration)
+                    judge = _of_full_passes(model, rounded, layer, held_out) if held_out else None
+                    return gram, judge
+                met = _of_suspended(model, rounded, layer, pairs, batches)
+                called = ((pair.call, pair.call_q) for pair in met)
+                gram = gram_of_calls(islice(called, len(calibration)))
+                return gram, gram_of_calls(called) if held_out else None
 
             def calls(following: Following, layer: Layer = layer) -> Iterator[LayerPair]:
                 if following.adds:  # what is added may come after the layer
@@ -200,6 +219,11 @@ def trial_run(model: nn.Module, layers: Mapping[str, Layer], batch: Tensor) -> T
         largest = max(largest, size)
         held[name] = _HELD_PER_INPUT * largest
     return Trial(Counter(name for name, _ in met), held)
+
+
+def suspended_bytes(trial: Trial, batches: int, memory: float) -> float:
+    """About the most that suspended passes of so many batches hold, within a budget."""
+    return min(memory, 2 * batches * max(trial.held_bytes.values()))
 
 
 class _Pair:
@@ -268,10 +292,9 @@ def _captured(
 
 def _of_full_passes(
     model: nn.Module, rounded: nn.Module, layer: Layer, batches: Sequence[Tensor]
-) -> Iterator[Gram]:
-    for batch in batches:
-        layers = {layer.name: layer}
-        yield collect_grams(model, [batch], layers=layers, quantised=rounded)[layer.name]
+) -> Gram:
+    layers = {layer.name: layer}
+    return collect_grams(model, batches, layers=layers, quantised=rounded)[layer.name]
 
 
 def _common_layer(names: Sequence[str | None]) -> str | None:

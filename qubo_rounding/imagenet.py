@@ -80,6 +80,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.views)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as the network takes them."""
+        return len(self) * 3 * self.preprocessing.size**2 * 4
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         return self.batches(self.batch_size)
 

@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
-from qubo_rounding.calibration import Data, Step, Trial, independent_steps, sequential_steps
+from qubo_rounding.calibration import (
+    Data,
+    Step,
+    Trial,
+    independent_steps,
+    sequential_steps,
+    suspended_bytes,
+)
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
+from qubo_rounding.foresight import check_network
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layer_work import LayerWork
@@ -30,6 +38,7 @@ from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
 from qubo_rounding.relaxed.activations import attach, calibrate_activations, quantisers_of
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
+from qubo_rounding.room import check_room, size_of
 from qubo_rounding.rounders import (
     FinishingRounder,
     LayerRounder,
@@ -120,8 +129,8 @@ def quantise(
         on_layer: called with the record of every layer that is finished, for logs.
 
     Raises:
-        ValueError: a layer name that is not there, settings out of range, nothing to round, or a
-            run folder of another run or in use by one.
+        ValueError: a layer name that is not there, settings out of range, nothing to round, a run
+            folder of another run or in use by one, or too little memory for what is asked.
         RefusedError: the solver refuses a layer; the message names the layer.
     """
     settings = settings or LayerSettings()
@@ -139,6 +148,8 @@ def quantise(
     if on_data:
         _check_called_once(plan.trial)
         memory /= 2
+    sets = (grams is None) + (bool(held_out) and not isinstance(held_out, Mapping))
+    needed = check_network(plan.layers.values(), calibration, sets, first.device)
     batches: list[Tensor] = []
     data = Data(chain([first], stream) if grams is None else grams)
     judges = Data(held_out)
@@ -146,7 +157,9 @@ def quantise(
         every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
         steps = independent_steps(plan.layers, *every)
     else:
-        batches, judging = (list(d.batches()) for d in (data, judges))
+        batches, judging = (d.held(reserve=needed) for d in (data, judges))
+        needed += suspended_bytes(plan.trial, len(batches) + len(judging), memory)
+        check_room(needed, "rounding behind suspended passes", "give less memory", first.device)
         if settings.quantises_activations:
             grids = settings.act_grids
             quantisers = calibrate_activations(
@@ -171,7 +184,8 @@ def quantise(
         rounder = SolverRounder(_solver_of(method), settings, seed)
     work = LayerWork(plan.folded, rounded, rounder, settings, folder)
     finished = {}
-    bar = tqdm(total=len(plan.layers), desc="layers", disable=not progress)
+    announced = f"layers, {size_of(needed)} at most"
+    bar = tqdm(total=len(plan.layers), desc=announced, disable=not progress)
     with nullcontext() if place is None else locked(place):
         # Closing: a refused layer must not leave passes suspended.
         with torch.no_grad(), bar, watching(progress=progress), closing(steps):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.accumulation import InputSums
+from qubo_rounding.foresight import check_grams
 from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.passes import LayerCall, Pass, input_batches
+from qubo_rounding.room import size_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +151,16 @@ def gram_of(call: LayerCall, call_q: LayerCall | None = None) -> Gram:
     Raises:
         ValueError: an input is not finite, or the two calls differ in layer or input shape.
     """
+    return gram_of_calls([(call, call_q)])
+
+
+def gram_of_calls(calls: Iterable[tuple[LayerCall, LayerCall | None]]) -> Gram:
+    """The Gram of one layer over many of its calls, at least one; see `gram_of`."""
     sums: dict[str, InputSums] = {}
-    _add_call(sums, call, call_q, source="this call")
-    return _gram(sums[call.layer.name])
+    for number, (call, call_q) in enumerate(calls):
+        _add_call(sums, call, call_q, source=f"batch {number}")
+    (total,) = sums.values()
+    return _gram(total)
 
 
 def collect_grams(
@@ -181,12 +190,15 @@ def collect_grams(
     Raises:
         ValueError: no layer is reached, or one of `layers` is not; the loader gives something else
             or nothing; an input is NaN or infinite (layer and batch are named); the two networks
-            do not call the same layers in the same order.
+            do not call the same layers in the same order; there is no room for so many Grams.
     """
     wanted = find_layers(model).layers if layers is None else layers
+    needed = _check_room(model, wanted, paired=quantised is not None)
     models = [model] if quantised is None else [model, quantised]
     sums: dict[str, InputSums] = {}
-    batches = tqdm(input_batches(loader), desc="grams", leave=False, disable=not progress)
+    batches = tqdm(
+        input_batches(loader), desc=f"grams, {size_of(needed)}", leave=False, disable=not progress
+    )
     for number, images in enumerate(batches):
         _add_batch(sums, models, wanted, images, f"batch {number}")
     missing = [name for name in wanted if name not in sums]
@@ -197,7 +209,8 @@ def collect_grams(
         )
     if not sums:
         raise ValueError("The model has no linear or convolution layer that can be rounded.")
-    return {name: _gram(total) for name, total in sums.items()}
+    # One layer's sums go as its Gram comes: there need not be room for all of them twice.
+    return {name: _gram(sums.pop(name)) for name in list(sums)}
 
 
 def save_grams(path: str | Path, grams: Mapping[str, Gram]) -> None:
@@ -244,6 +257,13 @@ def _add_batch(
         for calls in zip_longest(*passes):
             _check_same_layer(calls)
             _add_call(sums, *calls, source=source)
+
+
+def _check_room(model: nn.Module, layers: Mapping[str, Layer], *, paired: bool) -> int:
+    if not layers:
+        return 0
+    device = next(model.parameters()).device
+    return check_grams(layers.values(), paired=paired, device=device)
 
 
 def _check_same_layer(calls: tuple[LayerCall | None, ...]) -> None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from qubo_rounding.qubo.gauss_newton import SampleJacobian
 from qubo_rounding.qubo.task_loss import Curvature, HessianColumns, TaskLoss, check_curvature
+from qubo_rounding.room import size_of
 
 MOST_TOGETHER = 32  # products
 # Products computed together share the overhead of a call, but each needs activations of its own:
@@ -36,8 +37,7 @@ class Cost:
     seconds: float
 
     def __str__(self) -> str:
-        size = tqdm.format_sizeof(self.memory, "B", 1024)
-        duration = tqdm.format_interval(self.seconds)
+        size, duration = size_of(self.memory), tqdm.format_interval(self.seconds)
         return f"{self.columns} columns, {self.chunk} together, {size}, about {duration}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qubo_rounding.foresight import row_bytes
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.solver import Solver
 
@@ -14,6 +15,10 @@ class Nearest(Solver):
 
     Source: Nagel et al. 2020, arXiv 2004.10568, eq 1.
     """
+
+    def memory(self, problem: RoundingProblem) -> int:
+        """It never looks at the Gram matrix, which only scores its levels."""
+        return row_bytes(problem.g, problem.r, problem.d)
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """Levels nearest to the target; the seed is not used."""

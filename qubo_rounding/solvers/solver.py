@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from qubo_rounding.foresight import solving_bytes
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.room import check_room
 
 
 class RefusedError(ValueError):
@@ -23,6 +25,10 @@ class Solver(ABC):
         del problem
         return None
 
+    def memory(self, problem: RoundingProblem) -> int:
+        """Bytes that `find` takes beside the problem, about; cheap solvers tell less."""
+        return solving_bytes(problem.g, problem.r, problem.d)
+
     def solve(self, problem: RoundingProblem, *, seed: int = 0) -> Solution:
         """Levels for every weight, with their energy.
 
@@ -31,11 +37,22 @@ class Solver(ABC):
             seed: same problem and seed give the same levels, on any number of threads.
 
         Raises:
-            RefusedError: see `refuses`.
+            RefusedError: see `refuses`; or there is too little memory for it.
         """
-        if reason := self.refuses(problem):
+        reason = self.refuses(problem)
+        if reason is None:
+            try:
+                self._check_room(problem)
+            except ValueError as error:
+                reason = str(error)
+        if reason is not None:
             raise RefusedError(f"{type(self).__name__} refuses this problem: {reason}")
         return self.find(problem, seed)
+
+    def _check_room(self, problem: RoundingProblem) -> None:
+        work = f"solving {problem.g} x {problem.r} rows of {problem.d} columns"
+        remedy = "solve fewer of them at a time, with problem.part()"
+        check_room(self.memory(problem), work, remedy, problem.device)
 
     @abstractmethod
     def find(self, problem: RoundingProblem, seed: int) -> Solution:

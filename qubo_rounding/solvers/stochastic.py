@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qubo_rounding.foresight import row_bytes
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
@@ -30,6 +31,10 @@ class Stochastic(Solver):
 
     def __post_init__(self) -> None:
         check_whole(1, draws=self.draws)
+
+    def memory(self, problem: RoundingProblem) -> int:
+        """It never looks at the Gram matrix, which only scores its levels."""
+        return row_bytes(problem.g, problem.r, problem.d)
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The levels of the best draw of every row."""
