@@ -71,11 +71,11 @@ METHODS = {
     ),
     "blocks": Method({"reconstruction": BlockReconstruction(iterations=200, **SCHEDULE)}),
     "distillation": Method({"reconstruction": Distillation()}),
-    "distillation, scale refit, 4 views": Method(
-        {"reconstruction": Distillation(iterations=1000)}, {"scale_refits": 1}, views=4
+    "distillation, scale refit, 2 views": Method(
+        {"reconstruction": Distillation(iterations=1000)}, {"scale_refits": 1}, views=2
     ),
 }
-LONG = "distillation, scale refit, 4 views"
+LONG = "distillation, scale refit, 2 views"
 SINGLE = [name for name in METHODS if name not in ("blocks", "distillation", LONG)]
 # bits, bits of activations, calibration images, methods; the cheap ones first.
 PLAN: list[tuple[int, int | None, int, list[str]]] = [

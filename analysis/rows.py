@@ -39,3 +39,11 @@ def write_markdown(name: str, rows: Sequence[Mapping[str, Any]], closing: str = 
     parts = [f"`python -m analysis.{module}` on {machine}", markdown_table(rows), closing]
     text = "\n\n".join(filter(None, parts))
     (RESULTS / f"{name}.md").write_text(text + "\n")
+
+
+def read_markdown(name: str) -> list[dict[str, str]]:
+    """The rows of the first table in results/NAME.md, as `write_markdown` wrote them."""
+    lines = (RESULTS / f"{name}.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    header, _, *rows = cells
+    return [dict(zip(header, row, strict=True)) for row in rows]

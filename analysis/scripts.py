@@ -52,6 +52,7 @@ SCRIPTS = (
     Script("ablation", "what each ingredient brings, and the best networks", 300),
     Script("cost_model", "70 billion weights on many workers, on paper, and a check", 1),
     Script("exported_networks", "an exported network in onnxruntime, its packed size", 5),
+    Script("what_holds", "under load, faults, bad input: what was tried, what lost", 5),
     Script("benchmarks.auto_against_adaround", "`auto` against AdaRound tuned per layer", 300),
     Script("benchmarks.annealing_against_adaround", "energy and time, layer by layer", 9),
     Script("benchmarks.network_speed", "minutes a network: AdaRound on Grams, `auto`", 30),

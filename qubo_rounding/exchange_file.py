@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
+from qubo_rounding.room import check_room
 
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError)
 
@@ -71,15 +70,8 @@ def _check_size(file: BinaryIO) -> None:
     if is_zipfile(file):
         with ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > (most := _physical_memory()):
-            raise ValueError(f"it unpacks to {size} bytes, and this machine has {most}")
+        check_room(size, "unpacking it", "take a machine with more")
     file.seek(0)
-
-
-def _physical_memory() -> float:
-    if not hasattr(os, "sysconf"):  # Windows
-        return math.inf
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _named_arrays(content: Any) -> dict[str, np.ndarray]:

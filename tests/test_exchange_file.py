@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qubo_rounding import exchange_file
+from qubo_rounding import room
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.solvers import SOLVERS, make_solver
 from qubo_rounding.testing import random_problem
@@ -243,9 +243,9 @@ def test_an_archive_that_unpacks_to_more_than_there_is_memory_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "bomb.npz"
-    np.savez_compressed(path, gram=np.zeros(2**20))
-    monkeypatch.setattr(exchange_file, "_physical_memory", lambda: 2**20)
-    with pytest.raises(ProblemError, match=r"bomb\.npz is not .* unpacks to 8388\d+ bytes"):
+    np.savez_compressed(path, gram=np.zeros(10 * 2**20))
+    monkeypatch.setattr(room, "free_memory", lambda device="cpu": 70 * 2**20)
+    with pytest.raises(ProblemError, match=r"bomb\.npz is not .* takes 80.0 MiB, and 70.0 MiB"):
         RoundingProblem.load(path)
 
 

@@ -67,3 +67,14 @@ def test_files_that_are_named_are_there(guide: str) -> None:
 def test_the_package_shows_every_guide() -> None:
     included = re.findall(r"include:: (\w+\.md)", qubo_rounding.guides.__doc__ or "")
     assert sorted(included) == sorted(GUIDES)
+
+
+@pytest.mark.skipif(not (REPOSITORY / "analysis").exists(), reason="the analysis is not installed")
+def test_the_numbers_tried_and_lost_are_those_measured() -> None:
+    from analysis.rows import read_markdown
+
+    measured = read_markdown("what_holds")
+    assert len(measured) > 10
+    for row in measured:
+        told = " | ".join(row[name] for name in ("heading", "what", "tried", "lost"))
+        assert f"| {told} |" in GUIDES["what_you_can_rely_on.md"]
