@@ -32,6 +32,7 @@ from qubo_rounding.cli_options import (
 from qubo_rounding.cli_quantize import quantize
 from qubo_rounding.demo import run_demo
 from qubo_rounding.exchange_file import check_npz_path
+from qubo_rounding.kept_files import file_name
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.models import load_model
 from qubo_rounding.network import problems as network_problems
@@ -94,7 +95,7 @@ def problems(
     output.mkdir(parents=True, exist_ok=True)
     posed = network_problems(network, loader, settings, progress=True)
     for number, (name, problem) in enumerate(posed):
-        path = output / f"{number:03d}-{name or 'model'}.npz"
+        path = output / f"{number:03d}-{file_name(name)}.npz"
         problem.save(path)
         typer.echo(f"{path}  g={problem.g} r={problem.r} d={problem.d}")
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -46,6 +47,11 @@ def kept(path: Path) -> Iterator[Kept]:
         yield _checked(path)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def file_name(module: str) -> str:
+    """A module's name as the stem of a file's: whatever is no plain character is escaped."""
+    return quote(module, safe="") or "model"
 
 
 def differing_keys(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from qubo_rounding.activation_finish import ActivationFinish
 from qubo_rounding.calibration import LayerPair, Step
 from qubo_rounding.following import Following
 from qubo_rounding.grid import Grid
+from qubo_rounding.kept_files import file_name
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
@@ -202,7 +203,7 @@ class LayerRounder:
         self._checkpoint(layer).forget()
 
     def _checkpoint(self, layer: Layer) -> Checkpoint:
-        name = f"{layer.name or 'model'}.checkpoint"
+        name = f"{file_name(layer.name)}.checkpoint"
         return Checkpoint(None if self.folder is None else self.folder / "layers" / name)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_rounding.atomic import atomic_path
-from qubo_rounding.kept_files import differing_keys, keep, kept
+from qubo_rounding.kept_files import differing_keys, file_name, keep, kept
 from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.means import quotient
 from qubo_rounding.problem import RoundingProblem
@@ -196,7 +196,7 @@ def finished_records(run: Path) -> list[LayerRecord]:
 
 def problem_file(run: Path, name: str) -> Path:
     """Where a run folder keeps the problem of a small layer, as its solver had it."""
-    return run / "problems" / f"{name or 'model'}.npz"
+    return run / "problems" / f"{file_name(name)}.npz"
 
 
 def _read_layer(path: Path) -> RoundedLayer:
@@ -206,7 +206,7 @@ def _read_layer(path: Path) -> RoundedLayer:
 
 
 def _layer_file(run: Path, name: str) -> Path:
-    return run / "layers" / f"{name or 'model'}.safetensors"
+    return run / "layers" / f"{file_name(name)}.safetensors"
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

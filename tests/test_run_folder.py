@@ -21,6 +21,7 @@ from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, quantise
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, problem_file
 from qubo_rounding.solvers import Nearest, RefusedError, Solver, Stochastic
 from qubo_rounding.testing import random_problem
@@ -284,3 +285,41 @@ def test_tensors_of_any_kind_have_a_fingerprint() -> None:
     assert str(seen) == str(Fingerprint(tensors))
     assert len({str(Fingerprint(tensors[:k])) for k in range(5)}) == 5
     assert str(Fingerprint([torch.zeros(2, 3)])) != str(Fingerprint([torch.zeros(3, 2)]))
+
+
+STRANGE = "a/b: c"
+
+
+def strangely_named() -> nn.Module:
+    torch.manual_seed(0)
+    two_layers = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    return Named(nn.ModuleDict({STRANGE: two_layers})).eval()
+
+
+class Named(nn.Module):
+    def __init__(self, inside: nn.ModuleDict) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside[STRANGE](x)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"solver": Nearest()},
+        {"reconstruction": Reconstruction(iterations=3)},
+        {"reconstruction": BlockReconstruction(iterations=3, blocks=(f"inside.{STRANGE}",))},
+    ],
+    ids=["solver", "reconstruction", "blocks"],
+)
+def test_any_name_of_a_module_makes_a_file(tmp_path: Path, how: dict[str, Any]) -> None:
+    data = [torch.randn(8, 4, generator=torch.Generator().manual_seed(1))]
+    first = quantise(strangely_named(), data, run=tmp_path / "run", **how)
+    again = quantise(strangely_named(), data, run=tmp_path / "run", **how)
+    assert list(first.layers) == [f"inside.{STRANGE}.0", f"inside.{STRANGE}.2"]
+    for name, layer in first.layers.items():
+        assert torch.equal(layer.levels, again.layers[name].levels)
+    inside = sorted(path.name for path in (tmp_path / "run" / "layers").iterdir())
+    assert inside == [f"inside.a%2Fb%3A%20c.{number}.safetensors" for number in (0, 2)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.grid import Grid
-from qubo_rounding.kept_files import keep, kept
+from qubo_rounding.kept_files import file_name, keep, kept
 from qubo_rounding.layers import Layer
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.activations import quantisers_of
@@ -112,7 +112,7 @@ class _Files:
     """
 
     def __init__(self, folder: Path | None, block: Block, rounded: nn.Module) -> None:
-        name = block.name or "model"
+        name = file_name(block.name)
         place = None if folder is None else folder / "blocks"
         self._path = place and place / f"{name}.safetensors"
         self._quantisers = quantisers_of(rounded)
