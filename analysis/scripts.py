@@ -62,6 +62,7 @@ SCRIPTS = (
     Script("benchmarks.reconstruction_speed", "one reconstruction iteration, floor", 1),
     Script("benchmarks.allocator", "forward passes with freed memory reused", 2),
     Script("benchmarks.memory_budgets", "resident memory within the budget?", 15),
+    Script("benchmarks.scaling", "annealing by rows, columns, sweeps and threads", 1),
     Script("benchmarks.wide_layer_memory", "d = 4,608: memory beside the Gram matrix", 4),
     Script("benchmarks.killed_runs", "runs killed at random moments: the same bits?", 20),
     Script("benchmarks.soak", "two hundred small networks in one process: memory", 5),

@@ -38,7 +38,7 @@ from qubo_rounding.solvers import (
     dwave_tabu,
     make_solver,
 )
-from qubo_rounding.solvers.annealing import _metropolis_sweeps
+from qubo_rounding.solvers.metropolis import from_blocks, in_blocks, metropolis_sweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.testing import planted_problem, random_problem
 
@@ -226,24 +226,28 @@ def test_blocked_sweeps_take_the_decisions_of_a_plain_sweep(free: bool) -> None:
 
 def test_slopes_stay_up_to_date_through_the_blocks() -> None:
     problem = random_problem(1, 4, 200, seed=2, linear=True).normalised()
-    levels = problem.nearest().numpy()[0].copy()
-    slope = (problem.gradient(problem.nearest()) / 2).float().numpy()[0]
-    accepted = np.zeros(4, np.int64)
-    _metropolis_sweeps(
-        problem.gram[0].float().numpy(),
-        slope,
-        problem.scale.float().expand_as(problem.target).contiguous().numpy()[0],
-        problem.low.numpy()[0],
-        problem.high.numpy()[0],
-        np.full(30, 0.5, np.float32),
-        stream_keys(0, problem.stream)[0],
-        0,
-        levels,
-        accepted,
-    )
-    fresh = (problem.gradient(torch.from_numpy(levels)[None]) / 2).numpy()[0]
+    start = problem.nearest()
+    floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
+    gram, slope, scale = (in_blocks(tensor.float().numpy())[0] for tensor in floats)
+    low, high, levels = (in_blocks(t.numpy())[0] for t in (problem.low, problem.high, start))
+    accepted, keys = np.zeros(4, np.int64), stream_keys(0, problem.stream)[0]
+    warm = np.full(30, 0.5, np.float32)
+    metropolis_sweeps(gram, slope, scale, low, high, warm, keys, 0, levels, accepted)
+    found = torch.from_numpy(from_blocks(levels, 200).copy())[None]
+    fresh = (problem.gradient(found) / 2).numpy()[0]
     assert accepted.min() > 500
-    assert np.abs(slope - fresh).max() < 1e-4 * np.abs(fresh).max()
+    assert np.abs(from_blocks(slope, 200) - fresh).max() < 1e-4 * np.abs(fresh).max()
+
+
+@pytest.mark.parametrize("d", [1, 7, 8, 63, 64, 65, 144, 576])
+def test_blocks_hold_every_column_once(d: int) -> None:
+    columns = np.arange(2 * d, dtype=np.float32).reshape(2, d) + 1
+    blocks = in_blocks(columns)
+    assert blocks.shape[2] % 8 == 0
+    assert blocks.shape[2] <= 64
+    assert blocks.shape[1] * blocks.shape[2] - d < 8 * blocks.shape[1]
+    assert np.array_equal(from_blocks(blocks, d), columns)
+    assert blocks.sum(dtype=np.float64) == columns.sum(dtype=np.float64)
 
 
 @every_small

@@ -12,76 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from qubo_rounding.relaxed.adam import KEPT_MEAN, KEPT_SQUARE, NEGLIGIBLE, Adam
 from qubo_rounding.relaxed.relaxation import GAMMA, ZETA
 from qubo_rounding.relaxed.softening import RectifiedSigmoid
+from qubo_rounding.vector_math import exp32, log32
 
 _PART = 2**15  # elements that are worth a thread
 _ALIGNED = 64  # parts are multiples of it, so that no thread has a remainder of its own
 _F = np.float32
 _STRETCH, _LOWEST = _F(ZETA - GAMMA), _F(GAMMA)
-
-
-@intrinsic
-def _bits_of(context, x):  # pyright: ignore
-    """The bits of a float32 as int32."""
-
-    def generate(context, builder, signature, arguments):  # pyright: ignore
-        return builder.bitcast(arguments[0], context.get_value_type(types.int32))
-
-    return types.int32(types.float32), generate
-
-
-@intrinsic
-def _of_bits(context, x):  # pyright: ignore
-    """The float32 with the bits of an int32."""
-
-    def generate(context, builder, signature, arguments):  # pyright: ignore
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), generate
-
-
-@numba.njit(inline="always")
-def _exp(x):  # pyright: ignore
-    """e^x to 1e-7, in operations that compilers vectorise; x is cut to [-87, 87].
-
-    Source: Cephes (Moshier 1989), expf.
-    """
-    x = min(max(x, _F(-87)), _F(87))
-    k = np.floor(x * _F(1.44269504088896341) + _F(0.5))
-    r = (x - k * _F(0.693359375)) - k * _F(-2.12194440e-4)
-    p = _F(1.9875691500e-4)
-    p = p * r + _F(1.3981999507e-3)
-    p = p * r + _F(8.3334519073e-3)
-    p = p * r + _F(4.1665795894e-2)
-    p = p * r + _F(1.6666665459e-1)
-    p = p * r + _F(5.0000001201e-1)
-    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
-    return (p * (r * r) + r + _F(1)) * _of_bits(power)  # pyright: ignore
-
-
-@numba.njit(inline="always")
-def _log(x):  # pyright: ignore
-    """Logarithm of a normal positive x to 1e-6; source as for `_exp`, logf."""
-    bits = _bits_of(x)  # pyright: ignore
-    exponent = np.int32((bits - np.int32(0x3F3504F3)) >> np.int32(23))
-    m = _of_bits(np.int32(bits - np.int32(exponent << np.int32(23)))) - _F(1)  # pyright: ignore
-    p = _F(7.0376836292e-2)
-    p = p * m - _F(1.1514610310e-1)
-    p = p * m + _F(1.1676998740e-1)
-    p = p * m - _F(1.2420140846e-1)
-    p = p * m + _F(1.4249322787e-1)
-    p = p * m - _F(1.6668057665e-1)
-    p = p * m + _F(2.0000714765e-1)
-    p = p * m - _F(2.4999993993e-1)
-    p = p * m + _F(3.3333331174e-1)
-    square, k = m * m, _F(exponent)
-    return m + (p * m * square + k * _F(-2.12194440e-4) - _F(0.5) * square) + k * _F(0.693359375)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
@@ -92,13 +33,13 @@ def _step(slope, step, v, mean, square, h, weight, power, length, epsilon, tiny,
         share = (h[i] - _LOWEST) / _STRETCH  # the sigmoid, where it is not clipped
         inside = one if h[i] > _F(0) and h[i] < one else _F(0)
         centred = _F(2) * h[i] - one
-        pull = weight * _exp(_log(max(abs(centred), _F(1e-30))) * power)
+        pull = weight * exp32(log32(max(abs(centred), _F(1e-30))) * power)
         pull = pull if centred >= _F(0) else -pull
         by_v = (slope[i] * step[i] + pull) * (inside * _STRETCH * (share - share * share)) + tiny
         mean[i] = keep * mean[i] + (one - keep) * by_v
         square[i] = keep_sq * square[i] + (one - keep_sq) * (by_v * by_v)
         v[i] -= length * mean[i] / (np.sqrt(square[i]) + epsilon)
-        sigmoid = one / (one + _exp(-v[i]))
+        sigmoid = one / (one + exp32(-v[i]))
         h[i] = min(max(_STRETCH * sigmoid + _LOWEST, _F(0)), one)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import torch
 
@@ -13,13 +12,13 @@ from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
-from qubo_rounding.solvers.random_numbers import random_bits, stream_keys
+from qubo_rounding.solvers.metropolis import from_blocks, in_blocks, metropolis_sweeps
+from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
 from qubo_rounding.whole_numbers import check_whole
 
-_BLOCK = 64  # columns of the Gram matrix that stay in cache while all rows of a tile pass over them
-_PROPOSALS_PER_CALL = 2**23  # some tens of milliseconds between two looks at the clock
+_PROPOSALS_PER_CALL = 2**25  # some tens of milliseconds between two looks at the clock
 
 
 @dataclass(frozen=True)
@@ -77,105 +76,27 @@ class Annealing(Solver):
     ) -> tuple[torch.Tensor, float]:
         """Levels after all sweeps of one read, and the share of proposals accepted."""
         problem = problem.normalised()
-        gram = problem.gram.float().cpu().numpy()
-        slope = (problem.gradient(start) / 2).float().cpu().numpy()
-        scale = problem.scale.float().expand_as(problem.target).cpu().contiguous().numpy()
-        low, high = problem.low.cpu().numpy(), problem.high.cpu().numpy()
+        floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
+        gram, slope, scale = (in_blocks(tensor.float().cpu().numpy()) for tensor in floats)
+        whole = (problem.low, problem.high, start)
+        low, high, levels = (in_blocks(tensor.cpu().numpy()) for tensor in whole)
         keys = stream_keys(seed, problem.stream, read)
-        levels = start.cpu().numpy().copy()
-        accepted = np.zeros(levels.shape[:2], np.int64)
+        accepted = np.zeros(start.shape[:2], np.int64)
         temperatures = np.geomspace(self.hot, self.cold, self.sweeps).astype(np.float32)
 
-        done, at_once = 0, max(1, _PROPOSALS_PER_CALL // levels.size)
+        done, at_once = 0, max(1, _PROPOSALS_PER_CALL // start.numel())
         for first in watched(range(0, self.sweeps, at_once), "annealing"):
             part = temperatures[first : first + at_once]
 
             def sweep_tile(group: int, rows: slice, part=part, first=first) -> None:
                 at = (group, rows)
-                _metropolis_sweeps(
+                metropolis_sweeps(
                     *(gram[group], slope[at], scale[at], low[at], high[at]),
                     *(part, keys[at], first, levels[at], accepted[at]),
                 )
 
             for_each_tile(problem.g, problem.r, sweep_tile)
             done = first + len(part)
-        share = float(accepted.sum()) / (done * levels.size)
-        return torch.from_numpy(levels).to(problem.device), share
-
-
-@numba.njit(cache=True, nogil=True)
-def _metropolis_sweeps(gram, slope, scale, low, high, temperatures, keys, first, levels, accepted):  # pyright: ignore
-    """Sweeps over all columns; slope (r, d) is half the energy gradient and stays up to date.
-
-    Inside a block of columns a row's moves update the slopes of that block at once; the rest of the
-    row follows when the block is done, several moves in one pass over memory. That is the product
-    (r x d)(d x d) of a full gradient, but only for the weights that moved.
-    """
-    rows, d = levels.shape
-    columns = np.empty(_BLOCK, np.int64)
-    moves = np.empty(_BLOCK, np.float32)
-    for s in range(len(temperatures)):
-        for begin in range(0, d, _BLOCK):
-            end = min(begin + _BLOCK, d)
-            for i in range(rows):
-                n = _metropolis_block(
-                    *(gram, slope[i], scale[i], low[i], high[i], levels[i], begin, end),
-                    *(temperatures[s], keys[i], (first + s) * d, columns, moves),
-                )
-                accepted[i] += n
-                _add_moves(gram, slope[i], columns, moves, n, 0, begin)
-                _add_moves(gram, slope[i], columns, moves, n, end, d)
-
-
-@numba.njit(cache=True, nogil=True)
-def _metropolis_block(
-    gram, slope, scale, low, high, levels, begin, end, temperature, key, step0, columns, moves
-):  # pyright: ignore
-    """Propose one move for each column in [begin, end) of one row; returns how many it accepted."""
-    n = 0
-    for c in range(begin, end):
-        room = high[c] - low[c]
-        if room == 0:
-            continue
-        step = low[c] + high[c] - 2 * levels[c]
-        if room > 1:
-            step = 1 if random_bits(key, np.uint64(step0 + c)) & np.uint64(1) else -1
-            if not low[c] <= levels[c] + step <= high[c]:
-                continue
-        move = scale[c] * np.float32(step)
-        gain = move * (np.float32(2) * slope[c] + move * gram[c, c])
-        if gain == 0:  # a column that nothing flows into stays where it is
-            continue
-        if gain > 0:
-            # exp(-17) is below the smallest uniform number: spare the exponential.
-            if gain >= 17 * temperature:
-                continue
-            bits = random_bits(key, np.uint64(step0 + c))
-            uniform = np.float32(bits >> np.uint64(40)) * np.float32(2.0**-24)
-            if uniform >= np.exp(-gain / temperature):
-                continue
-        levels[c] += np.int16(step)
-        for j in range(begin, end):
-            slope[j] += move * gram[c, j]
-        columns[n] = c
-        moves[n] = move
-        n += 1
-    return n
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_moves(gram, slope, columns, moves, n, begin, end):  # pyright: ignore
-    """slope[begin:end] += sum of moves[k] * gram[columns[k], begin:end], four moves at a time."""
-    k = 0
-    while k + 4 <= n:
-        a, b, c, e = moves[k], moves[k + 1], moves[k + 2], moves[k + 3]
-        row_a, row_b = gram[columns[k]], gram[columns[k + 1]]
-        row_c, row_e = gram[columns[k + 2]], gram[columns[k + 3]]
-        for j in range(begin, end):
-            slope[j] += (a * row_a[j] + b * row_b[j]) + (c * row_c[j] + e * row_e[j])
-        k += 4
-    while k < n:
-        a, row_a = moves[k], gram[columns[k]]
-        for j in range(begin, end):
-            slope[j] += a * row_a[j]
-        k += 1
+        share = float(accepted.sum()) / (done * start.numel())
+        found = np.ascontiguousarray(from_blocks(levels, problem.d))
+        return torch.from_numpy(found).to(problem.device), share
