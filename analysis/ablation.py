@@ -72,7 +72,7 @@ METHODS = {
     "blocks": Method({"reconstruction": BlockReconstruction(iterations=200, **SCHEDULE)}),
     "distillation": Method({"reconstruction": Distillation()}),
     "distillation, scale refit, 2 views": Method(
-        {"reconstruction": Distillation(iterations=1000)}, {"scale_refits": 1}, views=2
+        {"reconstruction": Distillation()}, {"scale_refits": 1}, views=2
     ),
 }
 LONG = "distillation, scale refit, 2 views"

@@ -18,6 +18,7 @@ from qubo_rounding.relaxed.block_reconstruction import RoundedBefore, reconstruc
 from qubo_rounding.relaxed.blocks import find_blocks
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Learned
 from qubo_rounding.run_folder import RoundedLayer, install
+from qubo_rounding.scale_refit import allowed_levels
 from qubo_rounding.statistics import Gram, collect_grams
 
 _UNIT_IMAGES = 16  # energy scales need no more; levels are learned on all images
@@ -84,10 +85,13 @@ class Refinement:
         layer = self.layers[done.record.name]
         grid = self._grid(done)
         bias, weight = bias_of(self.model, layer), matrix_of(self.model, layer)
+        problem = self._problem(layer, grid, gram)
+        # Refitted scales may have moved an up/down weight's two levels away from the one it has.
+        low, high = allowed_levels(grid, weight, done.levels, self.settings.candidates)
         clipped = grid.dequantize(grid.target(weight).clamp(grid.smallest, grid.largest))
         return RoundedBefore(
             layer=layer,
-            problem=self._problem(layer, grid, gram),
+            problem=replace(problem, low=low, high=high),
             grid=grid,
             bias=None if bias is None else bias.float(),
             found=Learned(done.levels, done.bias_shift),

@@ -74,7 +74,7 @@ def round_with_scales(
         if torch.equal(refitted.scale, grid.scale):
             break
         grid, made = refitted, number
-        low, high = _allowed(grid, weight, levels, settings.candidates)
+        low, high = allowed_levels(grid, weight, levels, settings.candidates)
         problem = replace(_on_grid(problem, grid, weight), low=low, high=high)
         found = going_on(solver, levels).solve(problem, seed=seed + number)
         solution = _better(problem, levels, found)
@@ -175,7 +175,7 @@ def _on_grid(problem: RoundingProblem, grid: Grid, weight: Tensor) -> RoundingPr
     return replace(problem, target=grid.target(weight), scale=grid.scale)
 
 
-def _allowed(
+def allowed_levels(
     grid: Grid, weight: Tensor, levels: Tensor, candidates: Candidates
 ) -> tuple[Tensor, Tensor]:
     """(low, high): the grid's candidates; for up/down two of which one is the level at hand."""

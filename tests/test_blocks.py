@@ -12,11 +12,13 @@ from networks import batches
 from torch import Tensor, nn
 
 from qubo_rounding import LayerSettings, evaluate, fold_batch_norm, predict, quantise
-from qubo_rounding.layers import find_layers
+from qubo_rounding.grid import Grid
+from qubo_rounding.layers import find_layers, matrix_of
 from qubo_rounding.relaxed.block_objective import block_call
 from qubo_rounding.relaxed.blocks import Block, find_blocks
 from qubo_rounding.relaxed.fisher import fisher_information
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction
+from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
 from qubo_rounding.solvers import Annealing, Gptq
 
 
@@ -197,6 +199,25 @@ def test_activation_steps_are_learned_and_stay_where_they_are_better() -> None:
     assert steps[0].keys() == steps[1].keys() != set()
     assert any(not torch.equal(steps[0][key], steps[1][key]) for key in steps[0])
     assert not any(p.requires_grad for n, p in after.model.named_parameters() if "scale" in n)
+
+
+@pytest.mark.parametrize("relaxation", [RectifiedSigmoid(), StraightThrough()], ids=repr)
+def test_blocks_begin_where_refitted_scales_left_the_levels(relaxation: Relaxation) -> None:
+    settings = LayerSettings(bits=2, scale_refits=3)
+    options = {**vars(QUICK), "iterations": 3, "start": Gptq(), "relaxation": relaxation}
+    data = batches(4, size=8)
+    start = quantise(blocky(), data, solver=Gptq(), settings=settings)
+    moved = 0
+    for name, layer in start.layers.items():
+        grid = Grid(layer.scale, layer.zero_point, *settings.range_of(2))
+        low, high = grid.up_down(matrix_of(blocky(), find_layers(blocky()).layers[name]))
+        moved += int(((layer.levels < low) | (layer.levels > high)).sum())
+    assert moved > 0  # what used to end in an error
+    method = BlockReconstruction(**options)
+    result = quantise(blocky(), data, reconstruction=method, settings=settings)
+    assert all(record.solver == repr(method) for record in result.records)
+    for name, layer in result.layers.items():
+        assert torch.equal(layer.scale, start.layers[name].scale)
 
 
 def test_a_run_folder_gives_the_same_bits_again(tmp_path: Path) -> None:
