@@ -24,13 +24,14 @@ _WIDE = 256  # columns from which a walk is too short without annealing before i
 _KICK = 0.02  # steep layers gain by less than tabu search's own, and flat ones lose little
 
 
-def _tabu(rounds: int, start: Solver) -> Tabu:
+def _tabu(rounds: int, start: Solver, moves: int = 10) -> Tabu:
     """Where the Gram matrix is indefinite, it starts at nearest rounding."""
-    return Tabu(rounds=rounds, start=FirstThatAccepts((start, Nearest())), kick=_KICK)
+    start = FirstThatAccepts((start, Nearest()))
+    return Tabu(rounds=rounds, start=start, moves=moves, kick=_KICK)
 
 
-def _annealing(sweeps: int, reads: int = 1) -> Annealing:
-    return Annealing(sweeps=sweeps, reads=reads, start=FirstThatAccepts((Gptq(), Nearest())))
+def _annealing(sweeps: int) -> Annealing:
+    return Annealing(sweeps=sweeps, reads=1, start=FirstThatAccepts((Gptq(), Nearest())))
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,16 @@ class _Plan:
 
 # Measured by analysis/benchmarks/auto_against_adaround.py. Of narrow rows tabu search finds the
 # best levels soon, from K-best sooner where the spectrum is steep; wide ones, flat ones above all,
-# want annealing first, and tabu search to finish.
+# want annealing first, and tabu search to finish. Many short walks find more than a few long ones,
+# where there is time for many.
 PLANS = {
-    "fast": _Plan(0, _tabu(2, Gptq()), _tabu(1, _annealing(100)), _annealing(100)),
-    "balanced": _Plan(32, _tabu(12, Gptq()), _tabu(5, _annealing(500)), _annealing(1000)),
+    "fast": _Plan(0, _tabu(1, Gptq(), 5), _tabu(1, Gptq(), 5), _annealing(300)),
+    "balanced": _Plan(32, _tabu(4, Gptq()), _tabu(3, _annealing(300)), _annealing(3000)),
     "best": _Plan(
         80,
-        _tabu(100, KBest()),
-        BestOf((_tabu(20, KBest()), _tabu(20, _annealing(2000, reads=2)))),
-        _annealing(4000),
+        _tabu(100, KBest(), 2),
+        BestOf((_tabu(50, KBest(), 2), _tabu(50, _annealing(2000), 2))),
+        _annealing(12_000),
     ),
 }
 
@@ -69,13 +71,13 @@ class Auto(Solver):
     """Enumeration, tree search, tabu search or annealing: what suits the problem and the effort.
 
     Rows of few assignments are enumerated. Narrow up/down rows are proven by tree search or go to
-    iterated tabu search; wide ones, from 256 columns on, are annealed first. Weights with more than
-    two levels are annealed only. `stats["solved_by"]` tells the choice.
+    iterated tabu search; wide ones, from 256 columns on, are annealed first where there is time for
+    it. Weights with more than two levels are annealed only. `stats["solved_by"]` tells the choice.
 
     Args:
         effort: "fast" is for whole networks; "balanced" proves rows of up to 32 weights and
-            searches the others about five times as long; "best" proves up to 80, and takes about
-            twice as long as AdaRound with 10,000 iterations.
+            searches the others about four times as long; "best" proves up to 80, and takes about
+            as long as AdaRound with 10,000 iterations.
     """
 
     effort: Literal["fast", "balanced", "best"] = "balanced"
