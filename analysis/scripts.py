@@ -68,8 +68,9 @@ SCRIPTS = (
     Script("benchmarks.soak", "two hundred small networks in one process: memory", 5),
     Script("benchmarks.fuzzed_problems", "100,000 problem files of every wrongness", 25, 1),
 )
-# They need an environment of their own, see their docstrings: no part of `all`.
+# They need an environment or a device of their own, see their docstrings: no part of `all`.
 APART = (
+    Script("benchmarks.resnet18_shapes", "sweeps and iterations on a GPU", 3),
     Script("benchmarks.adaround_peers", "one layer by AIMET, brevitas and ours", 60),
     Script("benchmarks.other_samplers", "rows by openjij, dwave-samplers, SB and ours", 20, 1),
 )

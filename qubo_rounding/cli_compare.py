@@ -35,7 +35,7 @@ from qubo_rounding.record_files import check_records_path, write_records
 from qubo_rounding.records import NetworkRecord
 from qubo_rounding.report import networks_table, records_table
 from qubo_rounding.solvers import make_solver
-from qubo_rounding.study import Case
+from qubo_rounding.study import CaseFiles
 
 
 @reports_errors
@@ -70,7 +70,7 @@ def compare(
     chosen = {text: make_solver(text) for text in split_descriptions(solvers)}
     if not chosen:
         raise ValueError("no solvers are given; give names separated by commas.")
-    cases = (Case.from_file(path, held_out) for path in problem_files(problem))
+    cases = CaseFiles(problem_files(problem), held_out)
     every = range(seed, seed + seeds)
     with asked_executor(workers, cluster) as executor:
         records = compare_solvers(

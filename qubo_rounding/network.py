@@ -33,7 +33,7 @@ from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layer_work import LayerWork
 from qubo_rounding.layers import Layer, add_zero_bias, find_layers, matrix_of
 from qubo_rounding.passes import input_batches
-from qubo_rounding.plan import plan_rounding, prepared
+from qubo_rounding.plan import Plan, plan_rounding, prepared
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
 from qubo_rounding.relaxed.activations import attach, calibrate_activations, quantisers_of
@@ -160,20 +160,13 @@ def quantise(
         batches, judging = (d.held(reserve=needed) for d in (data, judges))
         needed += suspended_bytes(plan.trial, len(batches) + len(judging), memory)
         check_room(needed, "rounding behind suspended passes", "give less memory", first.device)
-        if settings.quantises_activations:
-            grids = settings.act_grids
-            quantisers = calibrate_activations(
-                plan.folded, batches, settings.act_bits, site_grids=grids
-            )
-            attach(rounded, quantisers)
+        _quantise_activations(plan, rounded, batches, settings)
         steps = sequential_steps(
             *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
         )
-    identity = dict(solver=repr(method), finish=repr(finish), settings=repr(settings))
-    identity |= dict(calibration=calibration, layers=list(plan.layers), seed=seed)
-    identity |= dict(model=str(Fingerprint(plan.folded.state_dict().values())))
-    identity |= dict(data=str(data.fingerprint), held_out=str(judges.fingerprint))
-    folder = None if run is None else RunFolder(run, identity)
+    how = {"solver": repr(method), "finish": repr(finish), "settings": repr(settings)}
+    how |= {"calibration": calibration, "seed": seed}
+    folder = None if run is None else RunFolder(run, how | _identity(plan, data, judges))
     place = folder and folder.path
     if on_data:
         following = find_following(rounded, plan.layers, first[:1])
@@ -205,6 +198,26 @@ def quantise(
             with watching(progress=progress):
                 finished = refinement.refine(finished)
     return QuantisedNetwork(rounded, finished, plan.skipped)
+
+
+def _quantise_activations(
+    plan: Plan, rounded: nn.Module, batches: list[Tensor], settings: LayerSettings
+) -> None:
+    if settings.quantises_activations:
+        quantisers = calibrate_activations(
+            plan.folded, batches, settings.act_bits, site_grids=settings.act_grids
+        )
+        attach(rounded, quantisers)
+
+
+def _identity(plan: Plan, data: Data, judges: Data) -> dict[str, Any]:
+    """What a run resumes on, beside how it rounds: network, layers, and data as taken by now."""
+    return {
+        "layers": list(plan.layers),
+        "model": str(Fingerprint(plan.folded.state_dict().values())),
+        "data": str(data.fingerprint),
+        "held_out": str(judges.fingerprint),
+    }
 
 
 def _named(steps: Iterable[Step], bar: tqdm[Any]) -> Iterator[Step]:

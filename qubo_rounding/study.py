@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,25 @@ class Case:
                 "on the same grid."
             )
         return cls(path.stem, problem, held_out=other.energy)
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The cases of problem files, of which one is held at a time.
+
+    Args:
+        paths: problem files (.npz).
+        held_out: as for `Case.from_file`.
+    """
+
+    paths: Sequence[Path]
+    held_out: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Case]:
+        return (Case.from_file(path, self.held_out) for path in self.paths)
 
 
 @dataclass

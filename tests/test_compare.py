@@ -17,7 +17,7 @@ from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.referee import run_solver
 from qubo_rounding.solvers import Descent, Enumeration, Nearest, RefusedError, Solver
-from qubo_rounding.study import Case
+from qubo_rounding.study import Case, CaseFiles
 from qubo_rounding.testing import random_problem
 
 
@@ -217,3 +217,16 @@ def test_progress_goes_to_standard_error(problem, capsys):
     printed = capsys.readouterr()
     assert "problems" in printed.err
     assert printed.out == ""
+
+
+def test_problem_files_tell_their_number_and_are_read_one_at_a_time(problem, tmp_path, capsys):
+    paths = [tmp_path / f"{name}.npz" for name in "ab"]
+    for path in paths:
+        problem.save(path)
+    cases = CaseFiles(paths)
+    assert len(cases) == 2
+    first = next(iter(cases))
+    assert (first.name, first.fingerprint) == ("a", Case("a", problem).fingerprint)
+    records = compare(cases, {"near": Nearest()}, progress=True)
+    assert [record.problem for record in records] == ["a", "b"]
+    assert "2/2" in capsys.readouterr().err

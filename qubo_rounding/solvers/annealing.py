@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from qubo_rounding.parallel import for_each_tile
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
-from qubo_rounding.solvers.metropolis import from_blocks, in_blocks, metropolis_sweeps
+from qubo_rounding.solvers.metropolis import HostSweeps, Sweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched
@@ -28,6 +28,9 @@ class Annealing(Solver):
     Temperatures are in units of ``problem.unit``, the mean of scale^2 * G_jj, row by row: at 1 a
     typical lone weight moves freely. A proposal flips an up/down weight, or moves a wider one by
     one level. A row never ends above its start.
+
+    Problems on a GPU are annealed there, by kernels in Triton where it is installed. The same seed
+    then gives the same bits on the same device, but not those of the CPU.
 
     Args (change often):
         sweeps: proposals per weight and read; energy falls slowly with more.
@@ -75,28 +78,20 @@ class Annealing(Solver):
         self, problem: RoundingProblem, start: torch.Tensor, seed: int, read: int
     ) -> tuple[torch.Tensor, float]:
         """Levels after all sweeps of one read, and the share of proposals accepted."""
-        problem = problem.normalised()
-        floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
-        gram, slope, scale = (in_blocks(tensor.float().cpu().numpy()) for tensor in floats)
-        whole = (problem.low, problem.high, start)
-        low, high, levels = (in_blocks(tensor.cpu().numpy()) for tensor in whole)
-        keys = stream_keys(seed, problem.stream, read)
-        accepted = np.zeros(start.shape[:2], np.int64)
+        sweeps = _sweeps(problem.normalised(), start, stream_keys(seed, problem.stream, read))
         temperatures = np.geomspace(self.hot, self.cold, self.sweeps).astype(np.float32)
-
         done, at_once = 0, max(1, _PROPOSALS_PER_CALL // start.numel())
         for first in watched(range(0, self.sweeps, at_once), "annealing"):
             part = temperatures[first : first + at_once]
-
-            def sweep_tile(group: int, rows: slice, part=part, first=first) -> None:
-                at = (group, rows)
-                metropolis_sweeps(
-                    *(gram[group], slope[at], scale[at], low[at], high[at]),
-                    *(part, keys[at], first, levels[at], accepted[at]),
-                )
-
-            for_each_tile(problem.g, problem.r, sweep_tile)
+            sweeps.run(part, first)
             done = first + len(part)
-        share = float(accepted.sum()) / (done * start.numel())
-        found = np.ascontiguousarray(from_blocks(levels, problem.d))
-        return torch.from_numpy(found).to(problem.device), share
+        return sweeps.levels, sweeps.accepted / (done * start.numel())
+
+
+def _sweeps(problem: RoundingProblem, start: torch.Tensor, keys: np.ndarray) -> Sweeps:
+    """Where the problem lies, if Triton has kernels for that; else on the CPU."""
+    if problem.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from qubo_rounding.solvers.device_sweeps import DeviceSweeps
+
+        return DeviceSweeps(problem, start, keys)
+    return HostSweeps(problem, start, keys)

@@ -8,9 +8,15 @@ decisions are those of one proposal after the other.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numba
 import numpy as np
+import torch
+from torch import Tensor
 
+from qubo_rounding.parallel import for_each_tile
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.solvers.random_numbers import random_bits
 from qubo_rounding.vector_math import log32
 
@@ -31,6 +37,72 @@ def in_blocks(array: np.ndarray) -> np.ndarray:
 def from_blocks(array: np.ndarray, d: int) -> np.ndarray:
     """The first d columns of an array in blocks, (..., d)."""
     return array.reshape(*array.shape[:-2], -1)[..., :d]
+
+
+class Sweeps(Protocol):
+    """Rows on their way through annealing."""
+
+    @property
+    def levels(self) -> Tensor:
+        """int16 (g, r, d) levels as they are now, where the problem lies."""
+        ...
+
+    @property
+    def accepted(self) -> int:
+        """Moves made so far."""
+        ...
+
+    def run(self, temperatures: np.ndarray, first: int) -> None:
+        """One proposal for each column in turn, and that for each temperature.
+
+        Args:
+            temperatures: float32 (n,).
+            first: number of the first of these sweeps.
+        """
+        ...
+
+
+class HostSweeps(Sweeps):
+    """On the CPU, wherever the problem lies.
+
+    Args:
+        problem: normalised.
+        start: int16 (g, r, d), levels to begin with.
+        keys: uint64 (g, r), of every row's random numbers.
+    """
+
+    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
+        floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
+        self._gram, *floats = (in_blocks(tensor.float().cpu().numpy()) for tensor in floats)
+        whole = (in_blocks(t.cpu().numpy()) for t in (problem.low, problem.high, start))
+        self._rows = [*floats, *whole]  # slope, scale, low, high, levels
+        self._keys, self._made = keys, np.zeros(start.shape[:2], np.int64)
+        self._device, self._d = problem.device, problem.d
+
+    @property
+    def levels(self) -> Tensor:
+        """See `Sweeps.levels`."""
+        found = from_blocks(self._rows[-1], self._d)
+        return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
+
+    @property
+    def accepted(self) -> int:
+        """See `Sweeps.accepted`."""
+        return int(self._made.sum())
+
+    def run(self, temperatures: np.ndarray, first: int) -> None:
+        """See `Sweeps.run`."""
+
+        def run_tile(group: int, rows: slice) -> None:
+            at = (group, rows)
+            slope, scale, low, high, levels = (array[at] for array in self._rows)
+            metropolis_sweeps(
+                *(self._gram[group], slope, scale, low, high),
+                *(temperatures, self._keys[at], first, levels, self._made[at]),
+            )
+
+        g, r = self._made.shape
+        for_each_tile(g, r, run_tile)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
