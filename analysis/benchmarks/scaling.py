@@ -3,10 +3,11 @@
     python -m analysis.benchmarks.scaling      # a minute on 2 cores, nothing else running
 
 The roofline of a sweep is what its accepted moves cost at least: each adds a row of the Gram
-matrix to a row of slopes, 2 d flops, at the rate of a large float32 matrix product; or the Gram
-matrix, the slopes and the levels once through memory, at the rate of a copy; whichever is longer.
-Seconds a sweep are differences of a long and a short run, so that starts and descents drop out; the
-best of several, alternating. Writes results/scaling.{csv,md,svg}.
+matrix to a row of slopes, 2 d flops, at the rate of a large float32 matrix product; or these rows
+of the matrix, the slopes and the levels once through memory, at the rate of a copy of as many
+bytes, so that what fits a cache is held to the cache's rate; whichever is longer. Seconds a sweep
+are differences of a long and a short run, so that starts and descents drop out; the best of
+several, alternating. Writes results/scaling.{csv,md,svg}.
 """
 
 from __future__ import annotations
@@ -39,30 +40,37 @@ REPETITIONS = 3
 def measure() -> None:
     """Append a row for every size and number of threads to a new CSV."""
     PATH.unlink(missing_ok=True)
-    peaks = {threads: peak_rates(threads) for threads in THREADS}
+    peaks = {threads: product_rate(threads) for threads in THREADS}
     for varied, values in VARIED.items():
         for value in values:
             size = {"rows": ROWS, "columns": COLUMNS, "sweeps": SWEEPS, varied: value}
             problem = random_problem(1, size["rows"], size["columns"], seed=0)
-            for threads, (flops, bandwidth) in peaks.items():
+            for threads, flops in peaks.items():
                 torch.set_num_threads(threads)
                 seconds, share = sweep_seconds(problem, size["sweeps"])
                 r, d = size["rows"], size["columns"]
-                moving = 4 * d * d + 14 * r * d  # slopes read and written, levels, scales
-                floor = max(2 * r * d * d * share / flops, moving / bandwidth)
+                moves = r * d * share
+                moving = 4 * d * min(d, moves) + 14 * r * d  # slopes twice, scales, levels
+                floor = max(2 * d * moves / flops, copy_seconds(moving))
                 row = {"varied": varied, **size, "threads": threads, "seconds a sweep": seconds}
                 row |= {"floor": floor, "accepted": share, "product": 2 * r * d * d / flops}
                 append_row(PATH, row)
                 print(row, flush=True)
 
 
-def peak_rates(threads: int) -> tuple[float, float]:
-    """Flops a second of a float32 product, bytes a second of a copy."""
+def product_rate(threads: int) -> float:
+    """Flops a second of a large float32 product."""
     torch.set_num_threads(threads)
-    square, long = torch.ones(2048, 2048), torch.ones(2**26)
-    product, copy = torch.empty_like(square), torch.empty_like(long)
-    flops = 2 * 2048**3 / _best(lambda: torch.mm(square, square, out=product))
-    return flops, 2 * 4 * 2**26 / _best(lambda: copy.copy_(long))
+    square = torch.ones(2048, 2048)
+    product = torch.empty_like(square)
+    return 2 * 2048**3 / _best(lambda: torch.mm(square, square, out=product))
+
+
+def copy_seconds(moving: float) -> float:
+    """Seconds in which so many bytes are read or written by a copy of half as many."""
+    source = torch.ones(int(moving / 8))
+    copy = torch.empty_like(source)
+    return _best(lambda: [copy.copy_(source) for _ in range(50)]) / 50
 
 
 def sweep_seconds(problem: RoundingProblem, sweeps: int) -> tuple[float, float]:
