@@ -10,24 +10,40 @@ import torch
 
 from qubo_rounding.watch import watched
 
+_WORTH_A_THREAD = 2**23  # operations: some milliseconds
 TILE_ROWS = 32  # errors and gradients of a tile stay in the second-level cache for d up to 4,608
 
 
-def row_tiles(g: int, r: int) -> Iterator[tuple[int, slice]]:
-    """(group, rows) pairs that cover g groups of r rows; a tile lies within one group."""
+def row_tiles(g: int, r: int, threads: int = 1) -> Iterator[tuple[int, slice]]:
+    """(group, rows) pairs that cover g groups of r rows; a tile lies within one group.
+
+    There are enough of them, and of like height, for so many threads, if there are enough rows.
+    """
+    shares = -(-threads // g)  # of a group's rows
+    tiles = shares * -(-r // (shares * TILE_ROWS))
+    height = -(-r // tiles)
     for group in range(g):
-        for start in range(0, r, TILE_ROWS):
-            yield group, slice(start, min(start + TILE_ROWS, r))
+        for start in range(0, r, height):
+            yield group, slice(start, min(start + height, r))
 
 
-def for_each_tile(g: int, r: int, kernel: Callable[[int, slice], None]) -> None:
+def for_each_tile(
+    g: int, r: int, kernel: Callable[[int, slice], None], operations: int = 0
+) -> None:
     """Call `kernel(group, rows)` for every tile, on torch's number of threads.
 
     The kernel works in place and has to release the interpreter lock (numba's nogil). Rows do not
     see each other, so the result does not depend on the number of threads.
+
+    Args:
+        g, r: groups and rows.
+        kernel: see above.
+        operations: of a row, about. Where there are many, few rows are shared by all threads, too;
+            to begin a thread takes longer than a short call.
     """
-    tiles = list(row_tiles(g, r))
-    threads = min(torch.get_num_threads(), len(tiles))
+    threads = torch.get_num_threads()
+    tiles = list(row_tiles(g, r, threads if g * r * operations > _WORTH_A_THREAD else 1))
+    threads = min(threads, len(tiles))
 
     def run_share(first: int) -> None:
         for tile in tiles[first::threads]:

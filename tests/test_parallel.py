@@ -23,12 +23,22 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("r", [1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 5 * TILE_ROWS])
-def test_tiles_cover_every_row_once_and_stay_within_a_group(r: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_tiles_cover_every_row_once_and_stay_within_a_group(r: int, workers: int) -> None:
     seen = torch.zeros(3, r, dtype=torch.int64)
-    for group, rows in row_tiles(3, r):
+    for group, rows in row_tiles(3, r, workers):
         assert 0 < rows.stop - rows.start <= TILE_ROWS
         seen[group, rows] += 1
     assert bool((seen == 1).all())
+
+
+@pytest.mark.parametrize(("r", "workers"), [(2, 2), (32, 2), (40, 2), (100, 2), (31, 5), (200, 5)])
+def test_every_thread_has_as_many_rows_as_the_others_or_few_less(r: int, workers: int) -> None:
+    tiles = [rows for _, rows in row_tiles(1, r, workers)]
+    shares = [sum(t.stop - t.start for t in tiles[n::workers]) for n in range(workers)]
+    assert min(shares) > 0
+    assert max(shares) <= -(-r // len(tiles)) * -(-len(tiles) // workers)
+    assert max(shares) <= r / workers + len(tiles)
 
 
 def test_every_tile_is_worked_on_once_by_no_more_threads_than_torch_has(threads: int) -> None:
@@ -42,6 +52,14 @@ def test_every_tile_is_worked_on_once_by_no_more_threads_than_torch_has(threads:
     for_each_tile(4, 100, kernel)
     assert bool((seen == 1).all())
     assert len(workers) <= threads
+
+
+def test_few_rows_are_shared_where_they_take_long() -> None:
+    with torch_threads(2):
+        for operations, heights in ((0, [20]), (10**7, [10, 10])):
+            calls: list[slice] = []
+            for_each_tile(1, 20, lambda _, rows, calls=calls: calls.append(rows), operations)
+            assert [rows.stop - rows.start for rows in calls] == heights
 
 
 def test_one_row_needs_one_thread(threads: int) -> None:

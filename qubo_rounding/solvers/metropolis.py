@@ -102,7 +102,7 @@ class HostSweeps(Sweeps):
             )
 
         g, r = self._made.shape
-        for_each_tile(g, r, run_tile)
+        for_each_tile(g, r, run_tile, operations=10 * len(temperatures) * self._d)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -100,7 +100,8 @@ class Tabu(Solver):
                 *(kicks, self.moves * problem.d, self.tenure),
             )
 
-        for_each_tile(problem.g, problem.r, walk_tile)
+        operations = 5 * self.moves * problem.d**2
+        for_each_tile(problem.g, problem.r, walk_tile, operations)
         return levels + torch.from_numpy(flipped).to(problem.device) * flip
 
 
