@@ -9,7 +9,7 @@ and all passes move through the network in lockstep. The network is walked once,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -35,11 +35,18 @@ class Data:
 
     Args:
         source: batches, possibly none; or Grams by layer.
+        size: bytes of all batches together, where that is known before they are loaded.
     """
 
-    def __init__(self, source: Iterable[Any] | Mapping[str, Gram]) -> None:
-        self._source = source
+    def __init__(self, source: Iterable[Any] | Mapping[str, Gram], size: int = 0) -> None:
+        self._source, self._size = source, size
         self.fingerprint = Fingerprint()  # of what has been taken so far
+
+    @property
+    def is_collected(self) -> bool:
+        """Whether Gram matrices are collected from it: it is neither empty nor Grams already."""
+        is_empty = isinstance(self._source, Sized) and len(self._source) == 0
+        return not (is_empty or isinstance(self._source, Mapping))
 
     def batches(self) -> Iterator[Tensor]:
         """The model's inputs, batch by batch."""
@@ -54,11 +61,10 @@ class Data:
             reserve: bytes that must be left beside them.
 
         Raises:
-            ValueError: there is no room for them; told at once by data that know their `nbytes`.
+            ValueError: there is no room for them; told at once where their size is known.
         """
         remedy = "give fewer images, or choose independent calibration, which streams them"
-        whole = getattr(self._source, "nbytes", 0)
-        check_room(whole + reserve, "holding all images, with the work on them,", remedy)
+        check_room(self._size + reserve, "holding all images, with the work on them,", remedy)
         batches: list[Tensor] = []
         for batch in self.batches():
             work = f"holding more than {len(batches)} batches, with the work on them,"

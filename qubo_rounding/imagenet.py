@@ -81,8 +81,8 @@ class Images:
         return len(self.views)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all images as the network takes them."""
+    def loaded_bytes(self) -> int:
+        """Bytes of all images together, as the network takes them."""
         return len(self) * 3 * self.preprocessing.size**2 * 4
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -148,11 +148,12 @@ def quantise(
     if on_data:
         _check_called_once(plan.trial)
         memory /= 2
-    sets = (grams is None) + (bool(held_out) and not isinstance(held_out, Mapping))
-    needed = check_network(plan.layers.values(), calibration, sets, first.device)
     batches: list[Tensor] = []
-    data = Data(chain([first], stream) if grams is None else grams)
-    judges = Data(held_out)
+    sizes = [getattr(source, "loaded_bytes", 0) for source in (loader, held_out)]  # of `Images`
+    data = Data(chain([first], stream) if grams is None else grams, sizes[0])
+    judges = Data(held_out, sizes[1])
+    sets = data.is_collected + judges.is_collected
+    needed = check_network(plan.layers.values(), calibration, sets, first.device)
     if calibration == "independent":
         every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
         steps = independent_steps(plan.layers, *every)

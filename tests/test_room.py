@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -20,11 +22,14 @@ from qubo_rounding import (
     RoundingProblem,
     collect_grams,
     find_layers,
+    open_images,
     quantise,
     room,
 )
+from qubo_rounding.calibration import Data
 from qubo_rounding.cli import app
 from qubo_rounding.foresight import gram_bytes, network_bytes
+from qubo_rounding.models import Preprocessing
 from qubo_rounding.room import check_room, free_memory, size_of
 
 MIB = 2**20
@@ -140,6 +145,27 @@ def test_images_without_room_are_refused_as_they_come(monkeypatch: pytest.Monkey
     batches = [torch.randn(4, 16) for _ in range(9)]
     with pytest.raises(ValueError, match=r"more than 1 batches.*60.0 MiB.*fewer images"):
         quantise(wide_network(), iter(batches), solver=Nearest())
+
+
+def test_images_of_known_size_are_refused_before_any_is_loaded(
+    scarce: Callable[[int], None], tmp_path: Path
+) -> None:
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_text("no picture: loading it would end in another error")
+    images = open_images(tmp_path, Preprocessing(size=2048, resize=2048), batch_size=1)
+    assert images.loaded_bytes == 3 * 3 * 2048**2 * 4
+    model = nn.Sequential(nn.Conv2d(3, 1, 4, stride=64)).eval()
+    scarce(120 * MIB)
+    with pytest.raises(ValueError, match=r"holding all images, .* takes 144 MiB, and 120 MiB"):
+        quantise(model, images, solver=Nearest(), layers=["0"])
+
+
+@pytest.mark.parametrize("held_out", [(), [], torch.zeros(0, 16), {}], ids=repr)
+def test_nothing_held_out_takes_no_room(held_out: Any) -> None:
+    assert not Data(held_out).is_collected
+    assert Data(torch.zeros(2, 3, 16)).is_collected
+    assert Data(iter([torch.zeros(3, 16)])).is_collected
 
 
 def test_suspended_passes_without_room_are_refused(scarce: Callable[[int], None]) -> None:
