@@ -24,17 +24,29 @@ def free_memory(device: torch.device | str = "cpu") -> int:
 def check_room(needed: float, work: str, remedy: str, device: torch.device | str = "cpu") -> None:
     """Nothing, where there is room.
 
+    Args: as for `lacking_room`.
+
+    Raises:
+        ValueError: there is not, with its message.
+    """
+    if message := lacking_room(needed, work, remedy, device):
+        raise ValueError(message)
+
+
+def lacking_room(
+    needed: float, work: str, remedy: str, device: torch.device | str = "cpu"
+) -> str | None:
+    """What is needed, what is free and what to change, in one sentence; None where there is room.
+
     Args:
         needed: bytes, beyond what is held already.
         work: what needs them.
         remedy: what to change, in the imperative.
         device: where they are needed.
-
-    Raises:
-        ValueError: there are not so many; both numbers are told.
     """
-    if needed > _NEGLIGIBLE and needed > (free := free_memory(device)):
-        raise ValueError(f"{work} takes {size_of(needed)}, and {size_of(free)} are free; {remedy}.")
+    if needed <= _NEGLIGIBLE or needed <= (free := free_memory(device)):
+        return None
+    return f"{work} takes {size_of(needed)}, and {size_of(free)} are free; {remedy}."
 
 
 def size_of(count: float) -> str:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from qubo_rounding.foresight import solving_bytes
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.room import check_room
+from qubo_rounding.room import lacking_room
 
 
 class RefusedError(ValueError):
@@ -39,20 +39,14 @@ class Solver(ABC):
         Raises:
             RefusedError: see `refuses`; or there is too little memory for it.
         """
-        reason = self.refuses(problem)
-        if reason is None:
-            try:
-                self._check_room(problem)
-            except ValueError as error:
-                reason = str(error)
-        if reason is not None:
+        if reason := self.refuses(problem) or self._lacks_room(problem):
             raise RefusedError(f"{type(self).__name__} refuses this problem: {reason}")
         return self.find(problem, seed)
 
-    def _check_room(self, problem: RoundingProblem) -> None:
+    def _lacks_room(self, problem: RoundingProblem) -> str | None:
         work = f"solving {problem.g} x {problem.r} rows of {problem.d} columns"
         remedy = "solve fewer of them at a time, with problem.part()"
-        check_room(self.memory(problem), work, remedy, problem.device)
+        return lacking_room(self.memory(problem), work, remedy, problem.device)
 
     @abstractmethod
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
