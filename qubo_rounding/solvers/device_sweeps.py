@@ -23,13 +23,7 @@ _ROWS = 4  # a program: a warp holds them and the slopes of a block in registers
 
 
 class DeviceSweeps(Sweeps):
-    """On the device where the problem lies.
-
-    Args:
-        problem: normalised.
-        start: int16 (g, r, d), levels to begin with.
-        keys: uint64 (g, r), of every row's random numbers.
-    """
+    """On the device where the problem lies; see `Sweeps`."""
 
     def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
         more = -problem.d % _BLOCK

@@ -40,7 +40,15 @@ def from_blocks(array: np.ndarray, d: int) -> np.ndarray:
 
 
 class Sweeps(Protocol):
-    """Rows on their way through annealing."""
+    """Rows on their way through annealing.
+
+    Args:
+        problem: normalised.
+        start: int16 (g, r, d), levels to begin with.
+        keys: uint64 (g, r), of every row's random numbers.
+    """
+
+    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None: ...
 
     @property
     def levels(self) -> Tensor:
@@ -63,13 +71,7 @@ class Sweeps(Protocol):
 
 
 class HostSweeps(Sweeps):
-    """On the CPU, wherever the problem lies.
-
-    Args:
-        problem: normalised.
-        start: int16 (g, r, d), levels to begin with.
-        keys: uint64 (g, r), of every row's random numbers.
-    """
+    """On the CPU, wherever the problem lies; see `Sweeps`."""
 
     def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
         floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
