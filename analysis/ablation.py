@@ -1,6 +1,6 @@
 """What each ingredient brings to whole networks, and how close to float the best of them come.
 
-    python -m analysis.ablation           # a day on 2 cores, most of it distillation
+    python -m analysis.ablation           # ten hours on 2 cores, most of them distillation
 
 Weights of 4 or 3 bits per channel, all layers, activations in float or of 8 bits. A run that is in
 results/ablation.csv already is not repeated, and one that was interrupted goes on in runs/ablation.
@@ -53,6 +53,7 @@ class Method:
     views: int = 1
 
 
+LONG = "distillation, scale refit, 2 views"
 METHODS = {
     "nearest": Method({"solver": Nearest()}, {"bias": "keep"}),
     "annealing, independent": Method(
@@ -71,11 +72,8 @@ METHODS = {
     ),
     "blocks": Method({"reconstruction": BlockReconstruction(iterations=200, **SCHEDULE)}),
     "distillation": Method({"reconstruction": Distillation()}),
-    "distillation, scale refit, 2 views": Method(
-        {"reconstruction": Distillation()}, {"scale_refits": 1}, views=2
-    ),
+    LONG: Method({"reconstruction": Distillation()}, {"scale_refits": 1}, views=2),
 }
-LONG = "distillation, scale refit, 2 views"
 SINGLE = [name for name in METHODS if name not in ("blocks", "distillation", LONG)]
 # bits, bits of activations, calibration images, methods; the cheap ones first.
 PLAN: list[tuple[int, int | None, int, list[str]]] = [

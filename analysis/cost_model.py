@@ -5,8 +5,8 @@
 Two costs are measured on this machine: float32 products (for Grams), and `auto` with effort fast.
 The model divides rows among workers, each of which gets the layer's Gram matrix once over a network
 of 1 GB/s. It is checked on one layer with 1, 2, 4 and 8 processes: foreseen is the time of one part
-in this process times the parts, over the cores. Few rows take longer
-each, since they share products. Writes results/cost_model.md.
+in this process times the parts, over the cores. Few rows take longer each, since they share
+products. Writes results/cost_model.md.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from analysis.benchmarks.network_speed import products_per_second
 from analysis.rows import write_markdown
+from analysis.timing import products_per_second
 from qubo_rounding import Auto, Spread, processes
 from qubo_rounding.report import markdown_table
 from qubo_rounding.testing import random_problem

@@ -49,7 +49,7 @@ SCRIPTS = (
     Script("task_loss", "Table 2: is eq 13 worse than eq 20, or solved worse?", 60, 1),
     Script("dimod_samplers", "dimod's samplers, composites and ours on the same rows", 2, 1),
     Script("relaxation_tables", "Tables 3 to 6 and 8", 290, 2, WITH_FULL),
-    Script("ablation", "what each ingredient brings, and the best networks", 300),
+    Script("ablation", "what each ingredient brings, and the best networks", 600),
     Script("cost_model", "70 billion weights on many workers, on paper, and a check", 1),
     Script("exported_networks", "an exported network in onnxruntime, its packed size", 5),
     Script("what_holds", "under load, faults, bad input: what was tried, what lost", 5),

@@ -36,8 +36,6 @@ TESTS: dict[str, list[str]] = {
     "long work": ["test_watch", "test_records"],
     "packaging": ["test_public_names", "test_documentation", "test_guides"],
 }
-
-
 HEADINGS = [*TESTS, "security"]
 Rows = list[dict[str, str]]
 GROWTH = 16.0  # MiB that a soak may add after its first rounds

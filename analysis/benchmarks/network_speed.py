@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
-
 from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
 from analysis.rows import write_markdown
+from analysis.timing import products_per_second
 from qubo_rounding import (
     AdaRound,
     Auto,
@@ -33,16 +32,6 @@ from qubo_rounding import (
 
 IMAGES = 256
 ITERATIONS = 10_000
-
-
-def products_per_second(side: int = 1024, repeats: int = 20) -> float:
-    """Multiply-adds a second of a square float32 product."""
-    a = torch.ones(side, side)
-    torch.mm(a, a)
-    began = time.perf_counter()
-    for _ in range(repeats):
-        torch.mm(a, a)
-    return repeats * side**3 / (time.perf_counter() - began)
 
 
 def sequential() -> Iterator[dict[str, Any]]:

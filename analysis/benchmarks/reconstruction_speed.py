@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.rows import RESULTS, append_row, write_markdown
+from analysis.timing import products_per_second
 from qubo_rounding import find_layers, fit_grid, fold_batch_norm, load_model, reuse_freed_memory
 from qubo_rounding.calibration import LayerPair
 from qubo_rounding.following import find_following
@@ -40,7 +41,7 @@ def measure() -> list[dict[str, float | str]]:
     model, _ = fold_batch_norm(pretrained, batch[:1])
     layers = find_layers(model).layers
     following = find_following(model, layers, batch[:1])
-    rate = _product_rate()
+    rate = 2 * products_per_second()
     rows = []
     with torch.no_grad(), Pass(model, layers, batch) as one:
         for call in one:
@@ -82,17 +83,6 @@ def _seconds(objective: MapObjective | PatchObjective, weight: Tensor, call: Lay
         learn(objective, [soft], settings, seed=0)
         best = min(best, time.perf_counter() - began)
     return best
-
-
-def _product_rate() -> float:
-    """Operations a second of a square float32 product."""
-    a = torch.rand(1024, 1024)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        torch.mm(a, a)
-        seconds.append(time.perf_counter() - began)
-    return 2 * 1024**3 / min(seconds)
 
 
 def render(rows: list[dict[str, float | str]]) -> None:

@@ -10,13 +10,12 @@ Random weights and inputs serve for time. The floor is that of as many float32 m
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from analysis.rows import write_markdown
+from analysis.timing import best_seconds, seconds
 from qubo_rounding import AdaRound, Annealing, Nearest, RoundingProblem, Solver
 
 # (r, d) of the layers, and how many there are of each.
@@ -57,11 +56,11 @@ def measure(device: str) -> list[dict[str, Any]]:
     for (r, d), layers in SHAPES.items():
         problem = random_layer(r, d, device)
         left, right = torch.ones(r, d, device=device), torch.ones(d, d, device=device)
-        product = _seconds(lambda left=left, right=right: [left @ right for _ in range(20)]) / 20
+        product = best_seconds(lambda left=left, right=right: left @ right)
         for name, (solver, steps) in SOLVERS.items():
             solver.solve(problem.part(rows=slice(0, 8)))  # compiles
-            seconds = _seconds(lambda solver=solver, problem=problem: solver.solve(problem))
-            row = {"solver": name, "r": r, "d": d, "layers": layers, "seconds a layer": seconds}
+            took = seconds(lambda solver=solver, problem=problem: solver.solve(problem))
+            row = {"solver": name, "r": r, "d": d, "layers": layers, "seconds a layer": took}
             rows.append(row | {"floor": steps * product})
             print(rows[-1], flush=True)
     for name in SOLVERS:
@@ -72,16 +71,6 @@ def measure(device: str) -> list[dict[str, Any]]:
         }
         rows.append({"solver": name, "r": "all", "d": "all", "layers": 21} | whole)
     return rows
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

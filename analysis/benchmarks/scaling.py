@@ -12,8 +12,6 @@ several, alternating. Writes results/scaling.{csv,md,svg}.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -22,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
+from analysis.timing import best_seconds, products_per_second, seconds
 from qubo_rounding import Annealing, Nearest, RoundingProblem
 from qubo_rounding.figures import MARKERS, PALETTE, STYLE
 from qubo_rounding.testing import random_problem
@@ -40,37 +39,36 @@ REPETITIONS = 3
 def measure() -> None:
     """Append a row for every size and number of threads to a new CSV."""
     PATH.unlink(missing_ok=True)
-    peaks = {threads: product_rate(threads) for threads in THREADS}
+    flops = {}
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        flops[threads] = 2 * products_per_second(2048)
     for varied, values in VARIED.items():
         for value in values:
             size = {"rows": ROWS, "columns": COLUMNS, "sweeps": SWEEPS, varied: value}
             problem = random_problem(1, size["rows"], size["columns"], seed=0)
-            for threads, flops in peaks.items():
+            for threads in THREADS:
                 torch.set_num_threads(threads)
-                seconds, share = sweep_seconds(problem, size["sweeps"])
+                took, share = sweep_seconds(problem, size["sweeps"])
                 r, d = size["rows"], size["columns"]
                 moves = r * d * share
                 moving = 4 * d * min(d, moves) + 14 * r * d  # slopes twice, scales, levels
-                floor = max(2 * d * moves / flops, copy_seconds(moving))
-                row = {"varied": varied, **size, "threads": threads, "seconds a sweep": seconds}
-                row |= {"floor": floor, "accepted": share, "product": 2 * r * d * d / flops}
+                floor = max(2 * d * moves / flops[threads], copy_seconds(moving))
+                row = {"varied": varied, **size, "threads": threads, "seconds a sweep": took}
+                row |= {
+                    "floor": floor,
+                    "accepted": share,
+                    "product": 2 * r * d * d / flops[threads],
+                }
                 append_row(PATH, row)
                 print(row, flush=True)
-
-
-def product_rate(threads: int) -> float:
-    """Flops a second of a large float32 product."""
-    torch.set_num_threads(threads)
-    square = torch.ones(2048, 2048)
-    product = torch.empty_like(square)
-    return 2 * 2048**3 / _best(lambda: torch.mm(square, square, out=product))
 
 
 def copy_seconds(moving: float) -> float:
     """Seconds in which so many bytes are read or written by a copy of half as many."""
     source = torch.ones(int(moving / 8))
     copy = torch.empty_like(source)
-    return _best(lambda: [copy.copy_(source) for _ in range(50)]) / 50
+    return best_seconds(lambda: [copy.copy_(source) for _ in range(50)]) / 50
 
 
 def sweep_seconds(problem: RoundingProblem, sweeps: int) -> tuple[float, float]:
@@ -78,22 +76,12 @@ def sweep_seconds(problem: RoundingProblem, sweeps: int) -> tuple[float, float]:
     long = Annealing(sweeps=sweeps, reads=1, start=Nearest())
     short = Annealing(sweeps=sweeps // 4, reads=1, start=Nearest())
     pairs = [
-        (_seconds(lambda: long.solve(problem)), _seconds(lambda: short.solve(problem)))
+        (seconds(lambda: long.solve(problem)), seconds(lambda: short.solve(problem)))
         for _ in range(REPETITIONS)
     ]
     best_long, best_short = (min(times) for times in zip(*pairs, strict=True))
     share = long.solve(problem).stats["accepted_share"]
     return (best_long - best_short) / (sweeps - sweeps // 4), share
-
-
-def _best(work: Callable[[], object]) -> float:
-    return min(_seconds(work) for _ in range(5))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 @matplotlib.rc_context(STYLE)

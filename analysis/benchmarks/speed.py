@@ -9,13 +9,13 @@ same images. Best of the repetitions on both sides. Writes results/speed.csv and
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from analysis.rows import RESULTS, write_markdown
+from analysis.timing import seconds
 from qubo_rounding import AdaRound, Annealing, Nearest, collect_grams, load_model
 from qubo_rounding.imagenet import demo_photographs
 from qubo_rounding.provenance import provenance
@@ -60,17 +60,11 @@ def _row(
     what: str, allowed: float, ours: Callable[[], object], floor: Callable[[], object]
 ) -> dict[str, Any]:
     ours()  # compiles and warms up
-    pairs = [(_seconds(ours), _seconds(floor)) for _ in range(REPETITIONS)]
+    pairs = [(seconds(ours), seconds(floor)) for _ in range(REPETITIONS)]
     best, best_floor = (min(times) for times in zip(*pairs, strict=True))
     where = {key: provenance()[key] for key in ("machine", "threads", "torch_version")}
     ratio = best / best_floor
     return dict(what=what, seconds=best, floor=best_floor, ratio=ratio, allowed=allowed) | where
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def render(rows: list[dict[str, Any]]) -> None:
