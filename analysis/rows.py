@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def write_markdown(name: str, rows: Sequence[Mapping[str, Any]], closing: str = 
 def read_markdown(name: str) -> list[dict[str, str]]:
     """The rows of the first table in results/NAME.md, as `write_markdown` wrote them."""
     lines = (RESULTS / f"{name}.md").read_text().splitlines()
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    table = takewhile(_in_table, dropwhile(lambda line: not _in_table(line), lines))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     header, _, *rows = cells
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _in_table(line: str) -> bool:
+    return line.startswith("|")

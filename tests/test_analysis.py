@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from analysis import rows
 from analysis.__main__ import main
 from analysis.correlation import rank_correlation
 from analysis.scripts import APART, SCRIPTS
@@ -73,3 +74,10 @@ def test_correlations_and_their_intervals() -> None:
     noisy = rank_correlation(x, x + draw.standard_normal(200))
     assert noisy.low < 0.7 < noisy.high
     assert str(rank_correlation([1, 2, 3], [3, 2, 1])).startswith("-1.00")
+
+
+def test_the_first_table_of_a_result_is_read_back(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    closing = "The check:\n\n| other | table |\n| --- | --- |\n| 1 | 2 |"
+    rows.write_markdown("made", [{"a": 1, "b": "x y"}, {"a": 2, "b": "z"}], closing)
+    assert rows.read_markdown("made") == [{"a": "1", "b": "x y"}, {"a": "2", "b": "z"}]
