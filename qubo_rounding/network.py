@@ -173,7 +173,7 @@ def quantise(
         following = find_following(rounded, plan.layers, first[:1])
         images = sum(len(batch) for batch in batches)
         network = NetworkData(plan.folded, following, images, seed, memory)
-        rounder = _rounder_on(network, method, finish, settings, place)
+        rounder = _rounder_on(network, method, finish, settings, folder)
     else:
         rounder = SolverRounder(_solver_of(method), settings, seed)
     work = LayerWork(plan.folded, rounded, rounder, settings, folder)
@@ -261,7 +261,7 @@ def _rounder_on(
     method: Solver | Reconstruction,
     finish: ActivationFinish | None,
     settings: LayerSettings,
-    folder: Path | None,
+    folder: RunFolder | None,
 ) -> Rounder:
     """What rounds the layers where their inputs are looked at, not only their Grams."""
     rounder: Rounder = SolverRounder(_solver_of(method), settings, network.seed)

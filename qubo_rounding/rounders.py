@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -20,10 +19,11 @@ from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
 from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.relaxed.checkpoint import Checkpoint
+from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, PatchObjective
 from qubo_rounding.relaxed.layer_reconstruction import LayerData, reconstruct_layer
 from qubo_rounding.relaxed.reconstruction import Reconstruction
+from qubo_rounding.run_folder import RunFolder
 from qubo_rounding.scale_refit import round_with_scales
 from qubo_rounding.solvers import RefusedError, Solver
 from qubo_rounding.statistics import Gram
@@ -51,6 +51,11 @@ class Posed:
     def shift_for(self, levels: Tensor) -> Tensor:
         """(g, r) the bias shift that these levels ask for, from the means of the inputs."""
         return bias_shift(self.weight, self.grid.dequantize(levels), self.gram, self.bias)
+
+    def with_inputs(self, quantised: bool) -> Posed:
+        """The same with the inputs that the rounded network gives, or only the float network's."""
+        gram = self.gram
+        return self if quantised else replace(self, gram=Gram(gram.second, gram.total, gram.count))
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class LayerRounder:
 
     settings: Reconstruction
     data: NetworkData
-    folder: Path | None
+    folder: RunFolder | None
 
     @property
     def name(self) -> str:
@@ -178,7 +183,7 @@ class LayerRounder:
 
     def round(self, posed: Posed) -> Rounded:
         """See `Rounder.round`."""
-        layer, data = posed.step.layer, self.data
+        layer, data, settings = posed.step.layer, self.data, self.settings
         refit = posed.bias == "refit"
         solution, shift = reconstruct_layer(
             LayerData(
@@ -187,11 +192,11 @@ class LayerRounder:
                 pairs=lambda following: data.pairs(posed.step, following),
                 images=data.images,
                 bias=data.bias_of(layer),
-                shift=posed.shift_for(posed.problem.nearest()) if refit else None,
+                shift_for=posed.with_inputs(settings.asymmetric).shift_for if refit else None,
             ),
             posed.problem,
             posed.grid,
-            self.settings,
+            settings,
             seed=layer_seed(data.seed, layer),
             budget=data.budget,
             checkpoint=self._checkpoint(layer),
@@ -203,8 +208,10 @@ class LayerRounder:
         self._checkpoint(layer).forget()
 
     def _checkpoint(self, layer: Layer) -> Checkpoint:
-        name = f"{file_name(layer.name)}.checkpoint"
-        return Checkpoint(None if self.folder is None else self.folder / "layers" / name)
+        if self.folder is None:
+            return NO_CHECKPOINT
+        path = self.folder.path / "layers" / f"{file_name(layer.name)}.checkpoint"
+        return Checkpoint(path, prepare=self.folder.bind)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def install(model: nn.Module, rounded: nn.Module, layer: Layer, done: RoundedLay
 class RunFolder:
     """Finished layers of one run, one file each, and the settings they were made with.
 
-    The first layer kept binds the folder to its settings: a run that fails before leaves nothing.
+    What is kept first binds the folder to its settings: a run that fails before leaves nothing.
 
     Args:
         path: the folder; made where it is missing.
@@ -150,10 +150,14 @@ class RunFolder:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
         return self.path / name
 
-    def save(self, layer: RoundedLayer, problem: RoundingProblem) -> None:
-        """Keep a finished layer, and its problem where that is small: others may solve it."""
+    def bind(self) -> None:
+        """Make the folder that of the run with these settings, before anything is kept in it."""
         if not self._settings_file.exists():
             self.write_json(self._settings_file.name, self._settings)
+
+    def save(self, layer: RoundedLayer, problem: RoundingProblem) -> None:
+        """Keep a finished layer, and its problem where that is small: others may solve it."""
+        self.bind()
         if problem.gram.numel() <= _SMALL:
             path = problem_file(self.path, layer.record.name)
             path.parent.mkdir(exist_ok=True)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from qubo_rounding.calibration import LayerPair
 from qubo_rounding.following import Activation, Following
 from qubo_rounding.grid import fit_grid
-from qubo_rounding.layers import Layer, find_layers
-from qubo_rounding.local_loss import local_problem
+from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layers import Layer, find_layers, matrix_of
+from qubo_rounding.local_loss import bias_shift, local_problem
+from qubo_rounding.network import quantise
 from qubo_rounding.passes import Pass
 from qubo_rounding.relaxed.checkpoint import Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, MapObjective, PatchObjective
@@ -238,10 +240,16 @@ def test_minibatches_take_every_sample_before_any_comes_again() -> None:
 def reconstructed(
     case: Case, settings: Reconstruction, *, refit: bool = True, **options: Any
 ) -> Any:
-    grid = fit_grid(case.weight, 3)
-    problem = local_problem(case.weight, grid, collect_grams(case.module, [case.x])[""])
-    shift = torch.zeros(case.layer.g, case.layer.r) if refit else None
-    data = LayerData(case.layer, case.following, case.pairs, case.images, case.bias, shift)
+    grid, gram = fit_grid(case.weight, 3), collect_grams(case.module, [case.x])[""]
+    problem = local_problem(case.weight, grid, gram)
+
+    def shift_for(levels: Tensor) -> Tensor:
+        return bias_shift(case.weight, grid.dequantize(levels), gram)
+
+    data = LayerData(
+        *(case.layer, case.following, case.pairs, case.images, case.bias),
+        shift_for if refit else None,
+    )
     return reconstruct_layer(data, problem, grid, settings, **{"seed": 1, "budget": 1e9} | options)
 
 
@@ -259,6 +267,36 @@ def test_reconstruction_beats_nearest_on_its_own_loss(name: str, positions: int 
     assert bool((shift != 0).any())
 
 
+@pytest.mark.parametrize("iterations", [1, 30])
+def test_levels_that_have_not_settled_are_no_worse_than_nearest(iterations: int) -> None:
+    """Inputs far from zero: the shift learned for soft weights is wrong for the levels decided."""
+    case = Case("tokens")
+    case.x += 10
+    settings = replace(QUICK, iterations=iterations, lr=1e-2)
+    solution, _ = reconstructed(case, settings)
+    assert solution.stats["unsettled"] > 0.3
+    assert solution.stats["loss"] <= solution.stats["loss_nearest"]
+
+
+def test_inputs_without_variance_leave_the_bias_to_carry_all() -> None:
+    layer = nn.Linear(16, 8).eval()
+    x = torch.full((64, 16), 50.0)
+    result = quantise(layer, [x], reconstruction=replace(QUICK, iterations=20, batch=32))
+    with torch.no_grad():
+        assert float((result.model(x) - layer(x)).abs().max()) < 1e-4
+
+
+def test_a_symmetric_reconstruction_judges_nearest_with_the_shift_of_float_inputs() -> None:
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 6)).eval()
+    x = torch.randn(256, 12, generator=torch.Generator().manual_seed(0)) + 1
+    settings = replace(QUICK, iterations=1, asymmetric=False, normalise=False)
+    result = quantise(model, [x], reconstruction=settings, settings=LayerSettings(bits=2))
+    layer, gram = find_layers(model).layers["2"], collect_grams(model, [x])["2"]
+    problem, _ = layer_problem(layer, matrix_of(model, layer), gram, LayerSettings(bits=2))
+    nearest = float(problem.energy(problem.nearest()).sum())
+    assert result.records[1].stats["loss_nearest"] == pytest.approx(nearest, rel=1e-4)
+
+
 def test_a_kept_bias_gets_no_shift() -> None:
     _, shift = reconstructed(Case("strided"), QUICK, refit=False)
     assert torch.equal(shift, torch.zeros_like(shift))
@@ -274,7 +312,7 @@ def test_symmetric_reconstruction_sees_float_inputs_only() -> None:
 
 
 @pytest.mark.parametrize("positions", [None, 8], ids=["all", "some"])
-@pytest.mark.parametrize("stop", [1, 37, 99])
+@pytest.mark.parametrize("stop", [1, 37, 99, 100])
 def test_a_run_that_is_cut_off_ends_in_the_same_bits(
     tmp_path: Path, positions: int | None, stop: int
 ) -> None:

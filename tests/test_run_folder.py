@@ -21,6 +21,7 @@ from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, quantise
 from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.relaxed.checkpoint import Checkpoint
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, problem_file
 from qubo_rounding.solvers import Nearest, RefusedError, Solver, Stochastic
@@ -139,6 +140,30 @@ def test_a_run_killed_before_its_settings_were_written_can_start_anew(
     folder = RunFolder(tmp_path, {})
     folder.save(layer, PROBLEM)
     assert folder.load("a.b") is not None
+
+
+def test_a_run_killed_within_its_first_reconstruction_resumes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    keep = Checkpoint.keep
+
+    def keep_and_die(self: Checkpoint, parts: Any, iterations: int) -> None:
+        self._seconds = 0
+        keep(self, parts, iterations)
+        raise KilledError
+
+    how = {"solver": None, "reconstruction": Reconstruction(iterations=3)}
+    monkeypatch.setattr(Checkpoint, "keep", keep_and_die)
+    with pytest.raises(KilledError):
+        rounded(tmp_path, **how)
+    monkeypatch.undo()
+    assert list((tmp_path / "layers").glob("*.checkpoint"))
+    resumed, whole = rounded(tmp_path, **how), rounded(None, **how)
+    for name, layer in whole.layers.items():
+        assert torch.equal(layer.levels, resumed.layers[name].levels)
 
 
 def _cut(file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,10 +30,16 @@ class Checkpoint:
     Args:
         path: the file; None keeps nothing.
         seconds: between two times of keeping.
+        prepare: called before anything is kept: it makes the place one that can be resumed from.
     """
 
-    def __init__(self, path: Path | None = None, seconds: float = 20.0) -> None:
-        self._path, self._seconds = path, seconds
+    def __init__(
+        self,
+        path: Path | None = None,
+        seconds: float = 20.0,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path, self._seconds, self._prepare = path, seconds, prepare
         self._last = time.monotonic()
 
     def restore(self, parts: Sequence[Resumable]) -> int:
@@ -59,6 +65,7 @@ class Checkpoint:
             for number, part in enumerate(parts)
             for key, tensor in part.state().items()
         }
+        self._prepare()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         keep(self._path, tensors, {"iterations": str(iterations)})
         self._last = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,13 +20,14 @@ class Course:
     """
 
     def __init__(self, iterations: int) -> None:
-        self._every = max(1, iterations // (POINTS - 1))
+        self._every = math.ceil(iterations / POINTS)
         self._known = 0
-        self._table = torch.zeros(POINTS + 1, 3, dtype=torch.float64)
+        self._table = torch.zeros(POINTS + 1, 3, dtype=torch.float64)  # one more for an early end
+        self.loss = torch.zeros((), dtype=torch.float64)  # of the last iteration
 
     def due(self, iteration: int) -> bool:
         """Is this iteration one of the points?"""
-        return iteration % self._every == 0 and self._known < len(self._table)
+        return iteration % self._every == 0
 
     def note(self, iteration: int, loss: float, unsettled: float) -> None:
         """Keep one point."""
@@ -39,12 +41,13 @@ class Course:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that is known."""
-        return {"table": self._table, "known": torch.tensor(self._known)}
+        return {"table": self._table, "known": torch.tensor(self._known), "loss": self.loss}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a `state`."""
         self._table.copy_(state["table"])
         self._known = int(state["known"])
+        self.loss = state["loss"]
 
 
 def histogram(h: Tensor, room: Tensor) -> list[float]:

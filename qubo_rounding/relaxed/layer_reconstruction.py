@@ -15,7 +15,13 @@ from qubo_rounding.layers import Layer
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, MapObjective, PatchObjective
-from qubo_rounding.relaxed.reconstruction import Reconstruction, SoftLayer, learn, mean_loss
+from qubo_rounding.relaxed.reconstruction import (
+    Learned,
+    Reconstruction,
+    SoftLayer,
+    learn,
+    mean_loss,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class LayerData:
         pairs: its calls on the calibration batches, given what follows.
         images: how many those hold.
         bias: (g, r) its bias; zeros where it has none.
-        shift: (g, r) the bias shift to begin with; None keeps the bias.
+        shift_for: (g, r) the bias shift that given levels ask for; None keeps the bias.
     """
 
     layer: Layer
@@ -36,7 +42,7 @@ class LayerData:
     pairs: Callable[[Following], Iterator[LayerPair]]
     images: int
     bias: Tensor
-    shift: Tensor | None
+    shift_for: Callable[[Tensor], Tensor] | None
 
 
 def reconstruct_layer(
@@ -49,7 +55,11 @@ def reconstruct_layer(
     budget: float,
     checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> tuple[Solution, Tensor]:
-    """The levels that minimise a layer's reconstruction error, and the bias shift learned beside.
+    """The levels that minimise a layer's reconstruction error, and the bias shift that goes beside.
+
+    The shift was learned for soft weights, and levels that had not settled move the mean output
+    once they are decided: so the levels found are tried with the shift of their own means too, and
+    nearest rounding is the answer where neither has a lower loss.
 
     Args:
         data: what the layer is reconstructed from.
@@ -66,16 +76,27 @@ def reconstruct_layer(
     """
     objective = _objective(data, problem, settings, seed, budget)
     start = None if settings.start is None else settings.start.solve(problem, seed=seed)
-    soft = SoftLayer(problem, grid, settings, start, data.shift)
+    nearest = _shifted(data, problem.nearest())
+    soft = SoftLayer(problem, grid, settings, start, nearest.shift if data.shift_for else None)
     stats = learn(objective, [soft], settings, seed, checkpoint, data.layer.name or "layer")
-    found = soft.learned()
+    learned = soft.learned()
 
-    def loss_of(levels: Tensor) -> float:
-        weights, shift = grid.dequantize(levels).float(), found.shift.float()
-        return mean_loss(objective, [weights], [shift])
+    def loss_of(found: Learned) -> float:
+        weights = grid.dequantize(found.levels).float()
+        return mean_loss(objective, [weights], [found.shift.float()])
 
-    stats |= {"loss": loss_of(found.levels), "loss_nearest": loss_of(problem.nearest())}
-    return problem.solution(found.levels, **stats), found.shift
+    answers = [learned, _shifted(data, learned.levels), nearest]
+    losses = [loss_of(answer) for answer in answers]
+    best = min(range(len(answers)), key=losses.__getitem__)
+    stats |= {"loss": losses[best], "loss_nearest": losses[-1]}
+    return problem.solution(answers[best].levels, **stats), answers[best].shift
+
+
+def _shifted(data: LayerData, levels: Tensor) -> Learned:
+    """Levels with the bias shift that they ask for."""
+    if data.shift_for is None:
+        return Learned(levels, levels.new_zeros(levels.shape[:2], dtype=torch.float64))
+    return Learned(levels, data.shift_for(levels))
 
 
 def _objective(

@@ -178,10 +178,10 @@ class SoftLayer:
         step = (problem.scale * choices.room).float()
         self._soft = SoftLevels(self._relaxation, choices, base, step, settings.lr, settings.lam)
         # What moving one weight by one level does to the output, typically: the shift's unit.
-        self._unit = problem.unit.squeeze(2).sqrt().float()
+        self._unit = problem.positive_unit.squeeze(2).sqrt().float().clamp_min(_TINY)
         self._shift = None
         if shift is not None:
-            self._shift = Adam(shift.float() / self._unit.clamp_min(_TINY), settings.lr)
+            self._shift = Adam(shift.float() / self._unit, settings.lr)
         self._progress = 0.0
 
     def soften(self, progress: float) -> tuple[Tensor, Tensor]:
@@ -248,13 +248,12 @@ def learn(
     course, before = Course(settings.iterations), layers[0].histogram()
     parts = [*layers, *objective.extra, course]
     first = checkpoint.restore(parts)
-    loss = torch.zeros(())
 
     def unsettled() -> float:
         return max(layer.unsettled() for layer in layers)
 
     def note() -> str:
-        return f"loss {float(loss):.3g}, unsettled {unsettled():.1%}"
+        return f"loss {float(course.loss):.3g}, unsettled {unsettled():.1%}"
 
     done = first
     for iteration in watched(range(first, settings.iterations), label, note):
@@ -267,13 +266,14 @@ def learn(
             adam.step(slope)
         for layer, *by in zip(layers, slopes.weights, slopes.shifts, strict=True):
             layer.learn(*by)
-        loss, done = slopes.loss, iteration + 1
+        course.loss, done = slopes.loss.double(), iteration + 1
         if course.due(iteration):
-            course.note(iteration, float(loss), unsettled())
+            course.note(iteration, float(course.loss), unsettled())
         checkpoint.keep(parts, done)
-    if not math.isfinite(float(loss)):
-        raise ValueError(f"the loss of {label} is {float(loss)}; choose a smaller lr.")
-    told = {"iterations": done, "unsettled": unsettled(), "last_loss": float(loss)}
+    last = float(course.loss)
+    if not math.isfinite(last):
+        raise ValueError(f"the loss of {label} is {last}; choose a smaller lr.")
+    told = {"iterations": done, "unsettled": unsettled(), "last_loss": last}
     told |= {"course": course.told()}
     if len(layers) == 1:
         told |= {"h_before": before, "h_after": layers[0].histogram()}
