@@ -42,6 +42,7 @@ from qubo_rounding.models import Preprocessing, load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, problems, quantise
 from qubo_rounding.network_comparison import compare_networks
 from qubo_rounding.network_study import NetworkCase, NetworkMethod
+from qubo_rounding.order_of_sums import fix_order_of_sums
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
 from qubo_rounding.qubo.bqm import from_bqm, levels_from_sample, to_bqm, to_quadratic_model
@@ -102,6 +103,8 @@ from qubo_rounding.watch import watching
 from qubo_rounding.workers import cluster, processes
 
 __version__ = "0.1.0"
+
+fix_order_of_sums()
 
 __all__ = [
     "SOLVERS",

@@ -1,15 +1,21 @@
-"""Sums over the input patches of layer calls: float32 products, float64 sums, bounded memory."""
+"""Sums over the input patches of layer calls: float32 products, float64 sums, bounded memory.
+
+Channels that vary little about a large mean are taken less a reference near it, which is put back
+in float64: products of the inputs themselves would be rounded by more than their covariance.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
-from qubo_rounding.patches import patches_of
+from qubo_rounding.patches import Patches, patches_of
 from qubo_rounding.tiling import Tiling, best_tiling
 
 # A chunk of patches is at most 32 MiB of float32, and at most 2^14 terms go into a float32 sum.
@@ -18,6 +24,9 @@ CHUNK_ELEMENTS = 2**23
 CHUNK_WINDOWS = 2**14
 # Only the blocks of a symmetric product on and above the diagonal are computed.
 BLOCK_COLUMNS = 256
+# Of the first call; so few values of a channel are added up in one order by any number of threads.
+_REFERENCE_SAMPLES, _REFERENCE_POSITIONS = 16, 256
+_FAR = 8.0  # standard deviations from zero: a float32 product then has 4e-6 of the variance left
 
 
 class InputSums:
@@ -42,6 +51,7 @@ class InputSums:
             )
             for name in (*squares, *vectors)
         }
+        self._reference: Tensor | None = None  # float32 or float64 (g channels,)
         self.count = 0
 
     def add(self, call: LayerCall, call_q: LayerCall | None = None) -> None:
@@ -50,20 +60,23 @@ class InputSums:
         Raises:
             ValueError: the two calls differ in layer or input shape.
         """
-        tiling = best_tiling(patches_of(call))
+        patches = patches_of(call)
+        if self._reference is None:
+            self._reference = _reference(call)
+        tiling = best_tiling(self._centred(patches))
         if call_q is None:
             for x in _chunks(tiling):
                 self._add_own(tiling, x, "")
         else:
-            tiling_q = best_tiling(patches_of(call_q))
             _check_alike(call, call_q)
+            tiling_q = best_tiling(self._centred(patches_of(call_q)))
             for x, x_q in zip(_chunks(tiling), _chunks(tiling_q), strict=True):
                 # Energies hang on what changed, however little: its sums are taken by themselves.
                 change = x_q - x
                 self._add_own(tiling, change, "_change")
                 self._add_own(tiling_q, x_q, "_q")
                 self._sums["change_q"] += tiling.fold(change @ x_q.mT, sides=2)
-        self.count += tiling.patches.count
+        self.count += patches.count
 
     def is_finite(self) -> bool:
         """Whether all inputs so far were finite: one that was not spoils its own square."""
@@ -73,22 +86,46 @@ class InputSums:
             if name.startswith("second")
         )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums by the field names of Gram, symmetric ones exactly so."""
-        sums = {
-            name: _mirrored(sums) if name.startswith("second") else sums.clone()
-            for name, sums in self._sums.items()
-        }
+    def finish(self) -> dict[str, Tensor]:
+        """The sums by the field names of Gram, symmetric ones exactly so; they are used up."""
+        sums, self._sums = self._sums, {}
+        reference = self._column_references()
         if "change_q" not in sums:
-            return sums
-        second_q, total_q, change_q = (sums[name] for name in ("second_q", "total_q", "change_q"))
+            self._put_back(reference, sums["second"], sums["total"])
+            return {"second": _mirrored(sums["second"]), "total": sums["total"]}
+        # A change has no reference: only its product with x_q lacks one side's.
+        sums["change_q"] += _outer(sums["total_change"], reference)
+        self._put_back(reference, sums["second_q"], sums["total_q"])
+        second_q, second_change = (_mirrored(sums[n]) for n in ("second_q", "second_change"))
+        change_q, total_q = sums["change_q"], sums["total_q"]
         return {
-            "second": second_q - (change_q + change_q.mT) + sums["second_change"],
+            "second": second_q - (change_q + change_q.mT) + second_change,
             "total": total_q - sums["total_change"],
             "second_q": second_q,
             "cross": second_q - change_q,
             "total_q": total_q,
         }
+
+    def _centred(self, patches: Patches) -> Patches:
+        """The patches of the signal less the reference, padding included."""
+        assert self._reference is not None
+        signal = _at_least_float(patches.signal)
+        if bool(self._reference.any()):
+            signal = signal - self._reference.reshape(-1, *[1] * len(patches.kernel))
+        return replace(patches, signal=signal)
+
+    def _column_references(self) -> Tensor:
+        """float64 (g, d): every column's reference is that of its channel."""
+        assert self._reference is not None
+        channels = self._reference.double().reshape(self._layer.g, -1)
+        return channels.repeat_interleave(self._layer.d // channels.shape[1], dim=1)
+
+    def _put_back(self, reference: Tensor, second: Tensor, total: Tensor) -> None:
+        """Turn sums of y y' and y into those of (y + r) (y + r)' and y + r, in place."""
+        pull = total + reference * (self.count / 2)
+        second += _outer(reference, pull)
+        second += _outer(pull, reference)
+        total += reference * self.count
 
     def _add_own(self, tiling: Tiling, x: Tensor, suffix: str) -> None:
         second = self._sums["second" + suffix]
@@ -102,11 +139,29 @@ class InputSums:
 
 
 def _chunks(tiling: Tiling) -> Iterator[Tensor]:
-    """Chunks (g, columns, windows), in a dtype whose products are at least float32."""
+    """Chunks (g, columns, windows)."""
     windows = tiling.windows
     count = min(CHUNK_WINDOWS, CHUNK_ELEMENTS // (windows.groups * windows.columns))
-    for chunk in windows.chunks(max(1, count)):
-        yield chunk.to(torch.promote_types(chunk.dtype, torch.float32))
+    yield from windows.chunks(max(1, count))
+
+
+def _reference(call: LayerCall) -> Tensor:
+    """(channels,) about the mean of every channel that lies far from zero; 0 for the others."""
+    rank = max(1, len(call.layer.kernel))
+    inputs = call.input.reshape(-1, call.layer.d, 1) if call.layer.kind == "linear" else call.input
+    values = inputs.reshape(-1, *inputs.shape[-1 - rank :])[:_REFERENCE_SAMPLES].flatten(2)
+    values = _at_least_float(values[..., :: math.ceil(values.shape[2] / _REFERENCE_POSITIONS)])
+    mean = values.mean((0, 2))
+    spread = (values - mean[:, None]).square().mean((0, 2)).sqrt()
+    return torch.where(mean.abs() > _FAR * spread, mean, 0.0)
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 
 def _check_alike(call: LayerCall, call_q: LayerCall) -> None:

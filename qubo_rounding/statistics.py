@@ -25,6 +25,10 @@ from qubo_rounding.layers import Layer, find_layers
 from qubo_rounding.passes import LayerCall, Pass, input_batches
 from qubo_rounding.room import size_of
 
+# Of an input's second moment: five units in the last place of a float32, squared, and far above
+# the rounding of float64 sums.
+_CONSTANT = 1e-13
+
 
 @dataclass(frozen=True, eq=False)
 class Gram:
@@ -83,32 +87,37 @@ class Gram:
     @property
     def covariance(self) -> Tensor:
         """E[x x'] - E[x] E[x]', (g, d, d): the Gram that is left when the bias may be refitted."""
-        return self.second_moment - _outer(self.mean, self.mean)
+        varies = self._varies("second", "total")
+        return (self.second_moment - _outer(self.mean, self.mean)) * _outer(varies, varies)
 
     @property
     def mean_q(self) -> Tensor:
         """E[x_q], (g, d)."""
-        return self._paired("total_q") / self.count
+        return self._present("total_q") / self.count
 
     @property
     def second_moment_q(self) -> Tensor:
         """E[x_q x_q'], (g, d, d)."""
-        return self._paired("second_q") / self.count
+        return self._present("second_q") / self.count
 
     @property
     def covariance_q(self) -> Tensor:
         """E[x_q x_q'] - E[x_q] E[x_q]', (g, d, d)."""
-        return self.second_moment_q - _outer(self.mean_q, self.mean_q)
+        varies = self._varies("second_q", "total_q")
+        return (self.second_moment_q - _outer(self.mean_q, self.mean_q)) * _outer(varies, varies)
 
     @property
     def cross_moment(self) -> Tensor:
         """E[x x_q'], (g, d, d)."""
-        return self._paired("cross") / self.count
+        return self._present("cross") / self.count
 
     @property
     def cross_covariance(self) -> Tensor:
         """E[x x_q'] - E[x] E[x_q]', (g, d, d)."""
-        return self.cross_moment - _outer(self.mean, self.mean_q)
+        covariance = self.cross_moment - _outer(self.mean, self.mean_q)
+        return covariance * _outer(
+            self._varies("second", "total"), self._varies("second_q", "total_q")
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums that are present, by field name."""
@@ -131,7 +140,13 @@ class Gram:
         sums = {name: mine[name] + theirs[name] for name in mine}
         return Gram(count=self.count + other.count, **sums)
 
-    def _paired(self, name: str) -> Tensor:
+    def _varies(self, second: str, total: str) -> Tensor:
+        """float64 (g, d): 0 for inputs whose variance is none as far as the sums can tell."""
+        moment = self._present(second).diagonal(dim1=1, dim2=2) / self.count
+        variance = moment - (self._present(total) / self.count).square()
+        return ((variance > _CONSTANT * moment) & (self.count > 1)).double()
+
+    def _present(self, name: str) -> Tensor:
         value = getattr(self, name)
         if value is None:
             raise ValueError(
@@ -290,7 +305,7 @@ def _add_call(
 
 
 def _gram(sums: InputSums) -> Gram:
-    return Gram(count=sums.count, **sums.tensors())
+    return Gram(count=sums.count, **sums.finish())
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ def test_shares_add_up(tmp_path, count):
         for name, gram in whole.items():
             assert found[name].count == gram.count
             for key, tensor in gram.tensors().items():
-                torch.testing.assert_close(
-                    found[name].tensors()[key], tensor, rtol=1e-12, atol=1e-12
-                )
+                torch.testing.assert_close(found[name].tensors()[key], tensor, rtol=1e-6, atol=1e-6)
         assert "Grams of different layers" in (tmp_path / f"{rank}.error").read_text()
 
 

@@ -21,7 +21,14 @@ from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.models import Preprocessing
 from qubo_rounding.passes import LayerCall, Pass
 from qubo_rounding.patches import Patches, patches_of
-from qubo_rounding.statistics import Gram, collect_grams, gram_of, load_grams, save_grams
+from qubo_rounding.statistics import (
+    Gram,
+    collect_grams,
+    gram_of,
+    gram_of_calls,
+    load_grams,
+    save_grams,
+)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -191,6 +198,56 @@ def test_mean_and_covariance() -> None:
     assert gram.count == 50
     torch.testing.assert_close(gram.mean[0].float(), batch.mean(0))
     torch.testing.assert_close(gram.covariance[0].float(), batch.T.cov(correction=0))
+
+
+FAR = {
+    "linear": (nn.Linear(8, 2), (512, 8)),
+    "padded": (nn.Conv2d(3, 2, 3, padding=1), (16, 3, 8, 8)),
+    "depthwise": (nn.Conv2d(4, 4, 5, padding=2, groups=4), (16, 4, 8, 8)),
+    "grouped": (nn.Conv2d(4, 6, 3, groups=2), (16, 4, 8, 8)),
+    "transposed": (nn.ConvTranspose2d(3, 2, 3, stride=2), (16, 3, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("paired", [False, True])
+def test_inputs_far_from_zero_keep_their_covariance(name: str, paired: bool) -> None:
+    """Float32 products of values about 3,000 are rounded by more than their variance of 1."""
+    module, shape = FAR[name]
+    batches = [normal(*shape, seed=seed, dtype=torch.float32) + 3000 for seed in range(2)]
+    changed = [batch + 0.1 * normal(*shape, seed=9, dtype=torch.float32) for batch in batches]
+    calls, calls_q = ([calls_of(module.eval(), x)[0] for x in xs] for xs in (batches, changed))
+    gram = gram_of_calls(zip(calls, calls_q if paired else (None, None), strict=True))
+
+    def exact(xs: list[Tensor]) -> Tensor:
+        double = copy.deepcopy(module).double()
+        return gram_of(calls_of(double, torch.cat(xs).double())[0]).covariance
+
+    def check(found: Tensor, wanted: Tensor, relative: float) -> None:
+        # Padding varies by 3,000 itself; columns that see none of it must not suffer.
+        deviation = wanted.diagonal(dim1=1, dim2=2).sqrt()
+        error = (found - wanted) / (deviation.unsqueeze(1) * deviation.unsqueeze(2))
+        assert float(error.abs().max()) < relative
+
+    # Zeros between the inputs of a transposed convolution leave it no reference near all of them.
+    close = 1e-4 if name == "transposed" else 1e-5
+    check(gram.covariance, exact(batches), close)
+    if paired:
+        check(gram.covariance_q, exact(changed), close)
+        moved = gram.covariance - gram.cross_covariance - gram.cross_covariance.mT
+        change = exact([x_q - x for x, x_q in zip(batches, changed, strict=True)])
+        check((moved + gram.covariance_q)[:, None, 4, 4, None], change[:, None, 4, 4, None], 1e-2)
+
+
+def test_constant_inputs_have_no_covariance() -> None:
+    module = nn.Linear(3, 2).eval()
+    (once,) = calls_of(module, normal(1, 3, dtype=torch.float32))
+    (often,) = calls_of(module, normal(1, 3, dtype=torch.float32).expand(50, 3) + 1000)
+    for call in (once, often):
+        for gram in (gram_of(call), gram_of(call, call)):
+            assert not gram.covariance.any()
+        assert not gram.covariance_q.any()
+        assert not gram.cross_covariance.any()
 
 
 @given(
