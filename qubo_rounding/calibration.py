@@ -28,6 +28,7 @@ Grams = Mapping[str, Gram]
 
 # What a suspended pass holds beside the layer's input: a residual branch, as a rule.
 _HELD_PER_INPUT = 1.5
+_MOST_SUSPENDED = 256  # pairs of passes, each of them a thread: a process may have few thousand
 
 
 class Data:
@@ -175,7 +176,7 @@ def sequential_steps(
             if name in seen:  # a later call of a layer that is rounded already
                 continue
             # Networks grow narrow with depth: more passes have room as they go on.
-            room = int(memory / (2 * trial.held_bytes[name]))
+            room = min(int(memory / (2 * trial.held_bytes[name])), _MOST_SUSPENDED)
             for batch in batches[len(pairs) : room]:
                 pairs.append(stack.enter_context(_Pair(model, rounded, layers, batch)))
                 _common_layer([name, pairs[-1].advance(to=name)])

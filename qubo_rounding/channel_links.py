@@ -17,7 +17,8 @@ from qubo_rounding.batch_norm import METADATA, tensors_in
 from qubo_rounding.following import ACTIVATIONS, activation_of
 from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer, find_layers, weight_of
-from qubo_rounding.passes import call_arguments
+from qubo_rounding.own_biases import has_own_bias, shared_biases
+from qubo_rounding.passes import LayerCall, call_arguments
 
 _POOLINGS = frozenset(
     f"{kind}_pool{n}d" for kind in ("avg", "max", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)
@@ -91,6 +92,7 @@ class _Watch(FunctionWatch):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         super().__init__()
+        self._model, self._shared = model, shared_biases(model)
         self._layers = {id(weight_of(model, layer)): layer for layer in layers.values()}
         self._traces: dict[int, _Trace] = {}
         self.met: list[tuple[_Trace, Layer]] = []
@@ -127,7 +129,8 @@ class _Watch(FunctionWatch):
             if fits:
                 self.met.append((traces.pop(0), layer))
             if isinstance(result, Tensor):
-                self._traces[id(result)] = _Trace(layer, [result])
+                own = has_own_bias(self._model, LayerCall(layer, func, arguments), self._shared)
+                self._traces[id(result)] = _Trace(layer, [result], spoilt=not own)
         elif len(traces) == 1 and isinstance(result, Tensor) and args[0] is traces[0].tensor:
             limit = _limit_of(func, args, kwargs, result, traces[0])
             if limit is not None:

@@ -252,7 +252,7 @@ def _rows_of_table(table: Path) -> list[tuple[View, int | None]]:
 
 
 def _row(table: Path, line: int, row: dict[str, str]) -> tuple[View, int]:
-    image, label = table.parent / row["path"], row["class_index"]
+    label, image = row["class_index"], table.parent / (row["path"] or "")
     if label is None or not label.strip().isdecimal():
         raise ValueError(f"{table}, line {line}: class_index is {label!r}, not a whole number.")
     if not image.is_file():

@@ -24,14 +24,15 @@ from qubo_rounding.calibration import (
     sequential_steps,
     suspended_bytes,
 )
-from qubo_rounding.fingerprint import Fingerprint
+from qubo_rounding.fingerprint import Fingerprint, architecture
 from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
 from qubo_rounding.foresight import check_network
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layer_work import LayerWork
-from qubo_rounding.layers import Layer, add_zero_bias, find_layers, matrix_of
+from qubo_rounding.layers import find_layers, matrix_of
+from qubo_rounding.own_biases import check_own_biases, give_biases
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import Plan, plan_rounding, prepared
 from qubo_rounding.problem import RoundingProblem
@@ -129,8 +130,9 @@ def quantise(
         on_layer: called with the record of every layer that is finished, for logs.
 
     Raises:
-        ValueError: a layer name that is not there, settings out of range, nothing to round, a run
-            folder of another run or in use by one, or too little memory for what is asked.
+        ValueError: a layer name that is not there, settings out of range, nothing to round, biases
+            to refit that are not the layers' own, a run folder of another run or in use by one, or
+            too little memory for what is asked.
         RefusedError: the solver refuses a layer; the message names the layer.
     """
     settings = settings or LayerSettings()
@@ -142,11 +144,13 @@ def quantise(
     first = next(stream)
     plan = plan_rounding(model, first, layers, skip, settings)
     rounded = copy.deepcopy(plan.folded)
-    if settings.bias == "refit":
-        _give_biases(rounded, plan.layers)
     on_data = reconstruction is not None or finish is not None
+    if settings.bias == "refit":
+        give_biases(rounded, plan.layers)
+    if settings.bias == "refit" or on_data:
+        check_own_biases(rounded, plan.layers, first[:1])
     if on_data:
-        _check_called_once(plan.trial)
+        _check_learnable(plan.folded, plan.trial)
         memory /= 2
     batches: list[Tensor] = []
     sizes = [getattr(source, "loaded_bytes", 0) for source in (loader, held_out)]  # of `Images`
@@ -215,7 +219,8 @@ def _identity(plan: Plan, data: Data, judges: Data) -> dict[str, Any]:
     """What a run resumes on, beside how it rounds: network, layers, and data as taken by now."""
     return {
         "layers": list(plan.layers),
-        "model": str(Fingerprint(plan.folded.state_dict().values())),
+        "architecture": architecture(plan.folded),
+        "model": str(Fingerprint(chain(plan.folded.parameters(), plan.folded.buffers()))),
         "data": str(data.fingerprint),
         "held_out": str(judges.fingerprint),
     }
@@ -275,12 +280,18 @@ def _solver_of(method: Solver | Reconstruction) -> Solver:
     return method if isinstance(method, Solver) else method.start or Annealing()
 
 
-def _check_called_once(trial: Trial) -> None:
+def _check_learnable(model: nn.Module, trial: Trial) -> None:
     often = [name for name, calls in trial.calls.items() if calls > 1]
     if often:
         raise ValueError(
             f"the network calls {often} more than once; reconstruction needs one call of a layer. "
             "Leave them out with skip, or choose a solver."
+        )
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if kinds:
+        raise ValueError(
+            f"the network has parameters of {kinds.pop()}; reconstruction learns in float32. Give "
+            "it model.float(), or choose a solver."
         )
 
 
@@ -368,11 +379,3 @@ def problems(
     for name, gram in grams.items():
         weight = matrix_of(plan.folded, plan.layers[name])
         yield name, layer_problem(plan.layers[name], weight, gram, settings)[0]
-
-
-def _give_biases(model: nn.Module, layers: Mapping[str, Layer]) -> None:
-    """A zero bias for every layer that has none, before any pass: refits go into it."""
-    for layer in layers.values():
-        module = model.get_submodule(layer.name)
-        if module.bias is None and not layer.aliases:
-            add_zero_bias(model, layer).requires_grad_(False)

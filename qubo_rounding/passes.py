@@ -284,8 +284,11 @@ def input_batches(loader: Iterable[Any]) -> Iterator[Tensor]:
         loader: gives tensors, or tuples or lists that begin with a tensor.
 
     Raises:
-        ValueError: a batch is neither or has no samples, or there is no batch at all.
+        ValueError: a batch is neither or has no samples, there is no batch at all, or the loader
+            itself is a tensor.
     """
+    if isinstance(loader, Tensor):  # iterating would take it for batches without a batch dimension
+        raise ValueError("The loader is a tensor; give a list of batches, such as [tensor].")
     try:
         batches = iter(loader)
     except TypeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from qubo_rounding.batch_norm import fold_batch_norm
@@ -49,12 +50,18 @@ def plan_rounding(
         settings: whose `layer_bits` and `grids` must name layers that are there.
 
     Raises:
-        ValueError: a name that is not there, or nothing to round.
+        ValueError: a name that is not there, nothing to round, or a network that changes its input.
     """
     check_eval_mode(model)
+    given, batch = batch, batch.clone()
     folded, unfolded = prepared(model, batch, settings)
     wanted, skipped = _choose_layers(folded, names, skip, settings)
     trial = trial_run(folded, wanted, batch)
+    if not torch.allclose(given, batch, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(
+            "the network changes its input in place, so that every pass over a batch would see "
+            "another one; let its forward begin with x = x.clone()."
+        )
     if not trial.calls:
         raise ValueError("the network reaches none of the layers to round; there is nothing to do.")
     missed = [name for name in wanted if name not in trial.calls]

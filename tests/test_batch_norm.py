@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -213,3 +215,22 @@ def test_a_batch_norm_that_does_more_is_kept() -> None:
     folded, kept = fold_batch_norm(model, images(2, 2, 5, 5))
     assert kept == {"1": "its forward does more than normalise and run its children"}
     assert isinstance(folded[1], DoubledNorm)
+
+
+def test_a_feature_returned_in_a_dataclass_is_a_use():
+    @dataclass
+    class Answer:
+        feature: Tensor
+        logits: Tensor
+
+    class Telling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Answer:
+            feature = self.conv(x)
+            return Answer(feature, self.norm(feature))
+
+    _, kept = fold_batch_norm(Telling().eval(), torch.randn(2, 3, 4, 4))
+    assert kept == {"norm": "the output of 'conv' is also used elsewhere"}

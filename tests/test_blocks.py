@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from qubo_rounding import LayerSettings, evaluate, fold_batch_norm, predict, quantise
 from qubo_rounding.grid import Grid
-from qubo_rounding.layers import find_layers, matrix_of
-from qubo_rounding.relaxed.block_objective import block_call
+from qubo_rounding.layers import bias_of, find_layers, matrix_of, weight_of
+from qubo_rounding.relaxed.block_objective import BlockObjective, block_call
 from qubo_rounding.relaxed.blocks import Block, find_blocks
 from qubo_rounding.relaxed.fisher import fisher_information
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction
+from qubo_rounding.relaxed.sample_store import filled_store
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
 from qubo_rounding.solvers import Annealing, Gptq
 
@@ -92,6 +93,67 @@ def test_blocks_can_be_named() -> None:
 def test_names_that_cannot_be_are_refused(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blocks_of(blocky(), names)
+
+
+def test_a_module_that_takes_tensors_in_a_tuple_is_no_block() -> None:
+    """The block's objective would give every sample the tensors of the first."""
+
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, skips: tuple[Tensor]) -> Tensor:
+            return self.layer(x) + skips[0]
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unit = Skipping()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unit(x.mean((2, 3)).repeat(1, 2)[:, :4], (x.amax((1, 2, 3))[:, None],))
+
+    model = Whole().eval()
+    assert [block.name for block in blocks_of(model)] == ["unit.layer"]
+    with pytest.raises(ValueError, match="not called with one tensor"):
+        blocks_of(model, ["unit"])
+
+
+@pytest.mark.parametrize("last", [nn.Conv1d(4, 4, 1), nn.Linear(50, 50)])
+def test_the_loss_is_a_mean_over_positions_whatever_dimension_they_are(last: nn.Module) -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv1d(4, 4, 1), last)).eval()
+    x = torch.randn(6, 4, 50)
+    layers = find_layers(model).layers
+    (block,) = find_blocks(model, layers, x, ["0"])
+    call = block_call(model, block, x)
+    store = filled_store(iter([{"input": x, "target": call.output}]), 6, 6, 1e9, "it")
+    found = list(layers.values())
+    biases = [bias_of(model, layer) for layer in found]
+    settings = BlockReconstruction(fisher=False)
+    objective = BlockObjective(model, block, found, biases, call, store, settings, 0)
+    weights = [1.1 * matrix_of(model, layer) for layer in found]
+    shifts = [torch.zeros(layer.g, layer.r) for layer in found]
+    channels = 4 if isinstance(last, nn.Conv1d) else 50
+    with torch.no_grad():
+        for layer, weight in zip(found, weights, strict=True):
+            weight_of(model, layer).copy_(layer.weight(weight))
+        expected = (model(x) - call.output).square().mean() * channels
+    loss = objective.slopes(weights, shifts, torch.arange(6)).loss
+    torch.testing.assert_close(loss, expected)
+
+
+def test_fisher_information_of_what_does_not_reach_the_answers_is_none() -> None:
+    class Branch(Blocky):
+        def forward(self, x: Tensor) -> Tensor:
+            self.units[1](F.relu(self.stem(x)))
+            return self.head(self.units[2](x.new_ones(len(x), 5, 2, 2)).mean((2, 3)))
+
+    model = Branch().eval()
+    blocks = blocks_of(model, ["units.1", "units.2"])
+    rows = fisher_information(model, blocks, batches(), 1e9, 0).take(slice(0, 2))
+    assert not rows["units.1"].any()
+    assert bool(rows["units.2"].any())
 
 
 def test_a_module_called_twice_is_no_block() -> None:

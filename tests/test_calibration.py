@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from networks import LAYERS, Residual, batches, residual
 from torch import Tensor, nn
 
+from qubo_rounding import calibration
 from qubo_rounding.calibration import (
     Data,
     Trial,
@@ -80,6 +82,17 @@ def test_sequential_grams_pair_the_float_and_the_half_rounded_network(
         spoil(rounded, name)
         seen.append(name)
     assert seen == LAYERS
+
+
+def test_suspended_passes_are_so_many_at_most(
+    model: Residual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a thread, of which a process has no end of batches' number."""
+    monkeypatch.setattr(calibration, "_MOST_SUSPENDED", 2)
+    before = threading.active_count()
+    for step in steps_of(model, copy.deepcopy(model), calibration=batches(6)):
+        assert threading.active_count() <= before + 4
+        step.grams()
 
 
 def test_memory_changes_no_bit(model: Residual) -> None:

@@ -177,6 +177,7 @@ def test_loose_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
         ("path,class_index", "a.png,dog", "line 2: class_index is 'dog'"),
         ("path,class_index", "a.png,-1", "line 2: class_index is '-1'"),
         ("path,class_index", "a.png", "line 2: class_index is None"),
+        ("class_index,path", "3", "line 2: there is no file"),
         ("path,class_index", "b.png,1", "line 2: there is no file .*b.png"),
     ],
 )

@@ -60,6 +60,13 @@ def rounded(run: Path | None, **options: Any) -> QuantisedNetwork:
     return quantise(run=run, **given)
 
 
+def of_another_make() -> nn.Module:
+    """The same weights."""
+    model = residual()
+    model.extra = nn.Tanh()
+    return model.eval()
+
+
 def bits(result: QuantisedNetwork) -> dict[str, bytes]:
     return {name: t.numpy().tobytes() for name, t in result.model.state_dict().items()}
 
@@ -229,6 +236,7 @@ def another_model() -> nn.Module:
         ("settings", {"settings": LayerSettings(bits=3)}),
         ("layers", {"skip": ["head"]}),
         ("model", {"model": another_model()}),
+        ("architecture", {"model": of_another_make()}),
         ("data", {"loader": batches(seed=1)}),
         ("data", {"loader": batches(3)}),
         ("held_out", {"held_out": batches(1)}),

@@ -190,8 +190,8 @@ class BlockObjective:
         error = (output - rows["target"]).square()
         if "fisher" in rows:
             error = error * rows["fisher"]
-        channels = error.shape[1] if error.ndim != 3 else error.shape[2]
-        return error.mean() * channels
+        last = self._layers[-1].kind == "linear"  # then channels are the last dimension
+        return error.mean() * error.shape[-1 if last else 1]
 
     def _run(self, parameters: dict[str, Tensor], x: Tensor, draw: int | None) -> Tensor:
         """The block's output, its activations quantised, some of them dropped while it learns."""

@@ -171,7 +171,8 @@ def _objective(
                 row["fisher"] = weights
             yield row
 
-    store = filled_store(rows(), sum(map(len, batches)), len(batches[0]), budget)
+    images, name = sum(map(len, batches)), f"block {block.name!r}"
+    store = filled_store(rows(), images, len(batches[0]), budget, name)
     call = block_call(rounded, block, batches[0][:1])
     layers, biases = [one.layer for one in inside], [one.bias for one in inside]
     return BlockObjective(rounded, block, layers, biases, call, store, settings, seed)

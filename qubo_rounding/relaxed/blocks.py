@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qubo_rounding.batch_norm import tensors_in
 from qubo_rounding.following import Following, addends, find_following
 from qubo_rounding.function_watch import FunctionWatch
 from qubo_rounding.layers import Layer
@@ -123,7 +124,7 @@ class _Calls(FunctionWatch):
     def _leaving(self, name: str) -> Any:
         def leave(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             self._stack.pop()
-            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            tensors = list(tensors_in((args, kwargs)))
             problem = None
             if name in self._problems:
                 problem = "the forward pass calls it more than once"

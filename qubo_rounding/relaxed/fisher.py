@@ -39,7 +39,7 @@ def fisher_information(
     """
     draw = torch.Generator().manual_seed(seed % 2**63)
     rows = (_of_batch(model, blocks, batch, draw) for batch in batches)
-    return filled_store(rows, sum(map(len, batches)), len(batches[0]), budget)
+    return filled_store(rows, sum(map(len, batches)), len(batches[0]), budget, "a block")
 
 
 def _of_batch(
@@ -68,5 +68,5 @@ def _of_batch(
     answers = logits.detach().double().softmax(dim=1).cpu()
     labels = torch.multinomial(answers, 1, generator=draw).flatten().to(logits.device)
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    slopes = torch.autograd.grad(loss, list(outputs.values()))
+    slopes = torch.autograd.grad(loss, list(outputs.values()), materialize_grads=True)
     return {name: slope.square() for name, slope in zip(outputs, slopes, strict=True)}

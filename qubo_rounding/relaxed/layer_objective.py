@@ -50,6 +50,11 @@ class Compared:
     bias: Tensor
     row_weights: Tensor
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"layer {self.layer.name!r}"
+
     def slope(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss for outputs of the softly rounded layer, and its derivative by them."""
         at = outputs.detach().requires_grad_()
@@ -92,7 +97,7 @@ class MapObjective:
         rows = (
             {"input": pair.call_q.input, **compared.sides(pair)} for pair in chain([first], pairs)
         )
-        self._store = filled_store(rows, images, first.images, budget)
+        self._store = filled_store(rows, images, first.images, budget, compared.name)
         outputs = self._store.take(slice(0, 1))["target"]
         self._together = _TOGETHER // outputs.numel() if outputs.device.type == "cpu" else 2**31
 
@@ -159,7 +164,7 @@ class PatchObjective:
         first = next(pairs)
         self._compared = compared
         rows = _drawn_rows(compared, chain([first], pairs), positions, seed)
-        self._store = filled_store(rows, images, first.images, budget)
+        self._store = filled_store(rows, images, first.images, budget, compared.name)
 
     @property
     def count(self) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 
 class SampleStore:
-    """Named float32 tensors, one row a sample, of which any rows can be taken.
+    """Named tensors, one row a sample, of which any rows can be taken; real ones in float32.
 
     Each tensor goes where there is room for all of it, in the order given: to the device (where
     that is a GPU, within the budget), to pinned or plain host memory (within the budget), else to
@@ -23,7 +22,7 @@ class SampleStore:
 
     Args:
         count: samples.
-        shapes: of one sample of every tensor, by name.
+        like: rows of every tensor, by name, which tell shape and kind of one sample.
         budget: bytes that may be held on the device, and again in host memory.
         device: where taken rows are wanted.
     """
@@ -31,7 +30,7 @@ class SampleStore:
     def __init__(
         self,
         count: int,
-        shapes: Mapping[str, Sequence[int]],
+        like: Mapping[str, Tensor],
         budget: float,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -39,15 +38,17 @@ class SampleStore:
         device = torch.device(device)
         left = {"device": budget if device.type == "cuda" else 0.0, "host": budget}
         self._rows: dict[str, _InMemory | _OnDisk] = {}
-        for name, shape in shapes.items():
-            size = 4 * count * math.prod(shape)
+        for name, rows in like.items():
+            dtype = torch.float32 if rows.is_floating_point() else rows.dtype
+            sample = torch.empty((count, *rows.shape[1:]), dtype=dtype, device="meta")
+            size = sample.nbytes
             place = next((place for place, room in left.items() if size <= room), None)
             if place is None:
-                self._rows[name] = _OnDisk(count, tuple(shape), device)
+                self._rows[name] = _OnDisk(sample, device)
             else:
                 left[place] -= size
                 home = device if place == "device" else torch.device("cpu")
-                self._rows[name] = _InMemory(count, tuple(shape), home, device)
+                self._rows[name] = _InMemory(sample, home, device)
 
     def put(self, start: int, rows: Mapping[str, Tensor]) -> None:
         """Keep rows from sample `start` on, of every tensor as many."""
@@ -64,7 +65,7 @@ class SampleStore:
 
 
 def filled_store(
-    batches: Iterator[Mapping[str, Tensor]], images: int, first_images: int, budget: float
+    batches: Iterator[Mapping[str, Tensor]], images: int, first_images: int, budget: float, of: str
 ) -> SampleStore:
     """A store with the rows of all batches, on the device of the first.
 
@@ -73,28 +74,34 @@ def filled_store(
         images: in all batches.
         first_images: in the first of them; what it has more rows, every batch has more.
         budget: as for `SampleStore`.
+        of: what they are rows of, for the message.
+
+    Raises:
+        ValueError: rows are not so many for every image.
     """
     first = next(batches)
     rows = len(next(iter(first.values())))
-    store = SampleStore(
-        images * rows // first_images,
-        {name: values.shape[1:] for name, values in first.items()},
-        budget,
-        next(iter(first.values())).device,
-    )
+    count = images * rows // first_images
+    store = SampleStore(count, first, budget, next(iter(first.values())).device)
     start = 0
     for batch in chain([first], batches):
+        stop = start + len(next(iter(batch.values())))
+        if rows % first_images or stop > count:
+            break
         store.put(start, batch)
-        start += len(next(iter(batch.values())))
+        start = stop
+    if start != count:
+        raise ValueError(
+            f"{of} does not see the same number of inputs for every image, which reconstruction "
+            "draws by image. Leave it out with skip, or choose a solver."
+        )
     return store
 
 
 class _InMemory:
-    def __init__(
-        self, count: int, shape: tuple[int, ...], home: torch.device, device: torch.device
-    ) -> None:
+    def __init__(self, like: Tensor, home: torch.device, device: torch.device) -> None:
         pinned = home.type == "cpu" and device.type == "cuda"
-        self._rows = torch.empty(count, *shape, device=home, pin_memory=pinned)
+        self._rows = torch.empty(like.shape, dtype=like.dtype, device=home, pin_memory=pinned)
         self._device = device
 
     def put(self, start: int, values: Tensor) -> None:
@@ -109,15 +116,15 @@ class _InMemory:
 class _OnDisk:
     """Rows in a file that is read explicitly: a mapped one would count as this process's memory."""
 
-    def __init__(self, count: int, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, like: Tensor, device: torch.device) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._file.close)
-        self._shape, self._device = shape, device
-        self._row_bytes = 4 * math.prod(shape)
-        self._file.truncate(count * self._row_bytes)
+        self._like, self._device = like, device
+        self._row_bytes = like.nbytes // len(like)
+        self._file.truncate(like.nbytes)
 
     def put(self, start: int, values: Tensor) -> None:
-        array = values.to("cpu", torch.float32).contiguous().numpy()
+        array = values.to("cpu", self._like.dtype).contiguous().numpy()
         self._file.seek(start * self._row_bytes)
         self._file.write(array.data)
         self._file.flush()
@@ -127,11 +134,11 @@ class _OnDisk:
             numbers = list(range(samples.start, samples.stop))
         else:
             numbers = samples.tolist()
-        rows = np.empty((len(numbers), *self._shape), np.float32)
-        for row, number in zip(rows, numbers, strict=True):
+        rows = torch.empty((len(numbers), *self._like.shape[1:]), dtype=self._like.dtype)
+        for row, number in zip(rows.numpy(), numbers, strict=True):
             view = row.reshape(-1).view(np.uint8)
             done = 0
             while done < self._row_bytes:  # one call reads at most 2 GiB
                 at = number * self._row_bytes + done
                 done += os.preadv(self._file.fileno(), [view[done:]], at)
-        return torch.from_numpy(rows).to(self._device)
+        return rows.to(self._device)
