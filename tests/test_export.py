@@ -69,6 +69,32 @@ def test_onnx_computes_the_same(name: str, tmp_path: Path) -> None:
     assert (quantised > 0) == (settings.act_bits is not None)
 
 
+def test_onnx_of_layers_with_equal_weights(tmp_path: Path) -> None:
+    """As after zero initialisation: a trace keeps equal tensors once."""
+    pytest.importorskip("onnx")
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    with torch.no_grad():
+        for layer in (model[2], model[4]):
+            layer.weight.zero_()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    result = qr.quantise(model.eval(), [x], solver=qr.Nearest())
+    before = {name: t.clone() for name, t in result.model.state_dict().items()}
+    path = write_onnx(tmp_path / "net.onnx", result, qr.LayerSettings(), x)
+    assert all(torch.equal(t, before[name]) for name, t in result.model.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(in_onnxruntime(path, x), result.model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_onnx_of_other_precisions_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    pytest.importorskip("onnx")
+    model, x = nn.Sequential(nn.Linear(6, 6)).to(dtype).eval(), torch.randn(8, 6).to(dtype)
+    result = qr.quantise(model, [x], solver=qr.Nearest())
+    with pytest.raises(ValueError, match=r"weights of torch\.float\d\d"):
+        write_onnx(tmp_path / "net.onnx", result, qr.LayerSettings(), x)
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_of_transposed_convolutions_and_linear_layers(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     torch.manual_seed(0)

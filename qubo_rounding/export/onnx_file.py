@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +19,7 @@ from torch import Tensor
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.export.row_grids import in_layer, row_grid
 from qubo_rounding.layer_problem import LayerSettings
-from qubo_rounding.layers import Layer, find_layers
+from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.network import QuantisedNetwork
 from qubo_rounding.run_folder import RoundedLayer
 
@@ -45,15 +48,22 @@ def write_onnx(
     Raises:
         ValueError: the package onnx is missing; scales that change along a row, or grouped
             transposed convolutions with a scale a channel, which DequantizeLinear cannot tell; an
-            unnamed or derived weight.
+            unnamed or derived weight; weights in half or double precision.
     """
     onnx = _imported()
     layers = find_layers(result.model).layers
+    weights = {name: weight_of(result.model, layers[name]) for name in result.layers}
+    if others := {weight.dtype for weight in weights.values()} - {torch.float32}:
+        raise ValueError(
+            f"the network has weights of {others.pop()}, and this file would join them to scales "
+            "of float32; round model.float()."
+        )
     quantised = {
         name: _dequantised(onnx, layers[name], done, settings)
         for name, done in result.layers.items()
     }
-    model = _traced(onnx, result.model, batch)
+    with _told_apart(weights.values()):
+        model = _traced(onnx, result.model, batch)
     graph, nodes = model.graph, []
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     for name, (tensors, node) in quantised.items():
@@ -66,7 +76,7 @@ def write_onnx(
     nodes += graph.node
     del graph.node[:]
     graph.node.extend(nodes)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)
     return Path(path)
@@ -81,8 +91,21 @@ def _imported() -> ModuleType:
         ) from error
 
 
+@contextmanager
+def _told_apart(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Within, every weight is filled with a number of its own: a trace keeps equal ones once."""
+    kept = [(weight.data, weight.detach().clone()) for weight in weights]
+    try:
+        for number, (weight, _) in enumerate(kept):
+            weight.fill_(math.pi + number)
+        yield
+    finally:
+        for weight, values in kept:
+            weight.copy_(values)
+
+
 def _traced(onnx: Any, model: torch.nn.Module, batch: Tensor) -> Any:
-    """The ONNX model with float weights under their parameters' names."""
+    """The ONNX model with float weights, whatever they are, under their parameters' names."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing is old; sizes become constants, as they should
