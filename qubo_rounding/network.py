@@ -153,6 +153,7 @@ def quantise(
         _check_learnable(plan.folded, plan.trial)
         memory /= 2
     batches: list[Tensor] = []
+    judging: list[Tensor] = []
     sizes = [getattr(source, "loaded_bytes", 0) for source in (loader, held_out)]  # of `Images`
     data = Data(chain([first], stream) if grams is None else grams, sizes[0])
     judges = Data(held_out, sizes[1])
@@ -181,7 +182,8 @@ def quantise(
     else:
         rounder = SolverRounder(_solver_of(method), settings, seed)
     work = LayerWork(plan.folded, rounded, rounder, settings, folder)
-    finished = {}
+    finished, in_blocks = {}, isinstance(method, BlockReconstruction)
+    tell = on_layer or (lambda record: None)
     announced = f"layers, {size_of(needed)} at most"
     bar = tqdm(total=len(plan.layers), desc=announced, disable=not progress)
     with nullcontext() if place is None else locked(place):
@@ -191,17 +193,19 @@ def quantise(
             ending = work.in_turn(named) if executor is None else work.on_workers(named, executor)
             for done in ending:
                 finished[done.record.name] = done
-                if on_layer is not None:
-                    on_layer(done.record)
+                if not in_blocks:
+                    tell(done.record)
                 bar.update()
         finished = {name: finished[name] for name in plan.layers}
         if isinstance(method, BlockReconstruction):
             refinement = Refinement(
-                *(plan.folded, rounded, plan.layers, batches, settings, method),
+                *(plan.folded, rounded, plan.layers, batches, judging, settings, method),
                 *(seed, memory, place, progress),
             )
             with watching(progress=progress):
                 finished = refinement.refine(finished)
+            for done in finished.values():
+                tell(done.record)
     return QuantisedNetwork(rounded, finished, plan.skipped)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, matrix_of
-from qubo_rounding.local_loss import bias_shift, local_problem
+from qubo_rounding.local_loss import bias_shift, local_problem, output_error
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.block_reconstruction import RoundedBefore, reconstruct_blocks
 from qubo_rounding.relaxed.blocks import find_blocks
@@ -33,6 +33,7 @@ class Refinement:
         rounded: its rounded copy, which is changed in place.
         layers: the rounded layers, in the order of execution.
         batches: calibration batches.
+        judging: batches that only judge; none gives no held-out energies.
         settings: how the layers were rounded.
         method: how blocks are learned.
         seed: of everything random.
@@ -45,6 +46,7 @@ class Refinement:
     rounded: nn.Module
     layers: Mapping[str, Layer]
     batches: Sequence[Tensor]
+    judging: Sequence[Tensor]
     settings: LayerSettings
     method: BlockReconstruction
     seed: int
@@ -75,11 +77,16 @@ class Refinement:
             refined[name] = replace(finished[name], levels=learned.levels, bias_shift=learned.shift)
             install(self.model, self.rounded, self.layers[name], refined[name])
         seconds = (time.perf_counter() - began) / len(refined)
-        grams = collect_grams(self.model, self.batches, layers=self.layers, quantised=self.rounded)
+        grams, held = (self._paired_grams(batches) for batches in (self.batches, self.judging))
         return {
-            name: self._judged(refined[name], before[name], grams[name], seconds)
+            name: self._judged(refined[name], before[name], grams[name], held.get(name), seconds)
             for name in finished
         }
+
+    def _paired_grams(self, batches: Sequence[Tensor]) -> dict[str, Gram]:
+        if not batches:
+            return {}
+        return collect_grams(self.model, batches, layers=self.layers, quantised=self.rounded)
 
     def _before(self, done: RoundedLayer, gram: Gram) -> RoundedBefore:
         layer = self.layers[done.record.name]
@@ -113,16 +120,27 @@ class Refinement:
         )
 
     def _judged(
-        self, done: RoundedLayer, before: RoundedBefore, gram: Gram, seconds: float
+        self,
+        done: RoundedLayer,
+        before: RoundedBefore,
+        gram: Gram,
+        held: Gram | None,
+        seconds: float,
     ) -> RoundedLayer:
         problem = self._problem(before.layer, before.grid, gram)
         nearest = problem.nearest()
+        weight, plain = matrix_of(self.model, before.layer), before.grid.dequantize(nearest)
+        shift = bias_shift(weight, plain, gram, self.settings.bias_of(before.layer))
+
+        def error_held_out(rounded: Tensor, shift: Tensor) -> float | None:
+            return None if held is None else float(output_error(weight, rounded, shift, held).sum())
+
         record = replace(
             done.record,
             energy=float(problem.energy(done.levels).sum()),
             energy_nearest=float(problem.energy(nearest).sum()),
-            held_out=None,
-            held_out_nearest=None,
+            held_out=error_held_out(done.weight, done.bias_shift),
+            held_out_nearest=error_held_out(plain, shift),
             lower_bound=None,
             proven_rows=0,
             flips=int((done.levels != nearest).sum()),

@@ -191,6 +191,8 @@ def load_layer(run: Path, name: str) -> RoundedLayer | None:
 def finished_records(run: Path) -> list[LayerRecord]:
     """What is known of every finished layer of a run folder, by name; none where it is missing.
 
+    Where blocks are learned afterwards, as the layers were before.
+
     Raises:
         ValueError: a file is damaged.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,22 @@ def test_blocks_do_not_leave_the_network_worse(method: BlockReconstruction) -> N
     for name, layer in result.layers.items():
         weight = result.model.get_submodule(name).weight
         assert torch.equal(weight, find_layers(blocky()).layers[name].weight(layer.weight).float())
+
+
+def test_blocks_are_judged_on_held_out_data_and_told_once() -> None:
+    told: list[Any] = []
+    result = quantise(
+        blocky(),
+        batches(),
+        held_out=batches(),
+        reconstruction=replace(QUICK, iterations=10),
+        settings=LayerSettings(bits=3, bias="keep"),
+        on_layer=told.append,
+    )
+    assert told == result.records
+    for record in result.records:
+        assert record.held_out == pytest.approx(record.energy, rel=1e-6)
+        assert record.held_out_nearest == pytest.approx(record.energy_nearest, rel=1e-6)
 
 
 def test_activation_steps_are_learned_and_stay_where_they_are_better() -> None:
