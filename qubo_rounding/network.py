@@ -256,12 +256,13 @@ def _method(
             "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
             "for float inputs)."
         )
-    moves_steps = isinstance(reconstruction, BlockReconstruction) and reconstruction.step_lr > 0
-    if settings.act_grids and moves_steps:
-        raise ValueError(
-            "act_grids are taken as they are, and this reconstruction learns the activations' "
-            "steps; give it step_lr=0."
-        )
+    if isinstance(reconstruction, BlockReconstruction):
+        for given, grids in (("step_lr", "act_grids"), ("scale_lr", "grids")):
+            if getattr(settings, grids) and getattr(reconstruction, given) > 0:
+                raise ValueError(
+                    f"{grids} are taken as they are, and this reconstruction learns their scales; "
+                    f"give it {given}=0."
+                )
     return reconstruction or solver or DEFAULT_SOLVER
 
 

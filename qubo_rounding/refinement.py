@@ -74,7 +74,11 @@ class Refinement:
             folder=self.folder,
             progress=self.progress,
         ):
-            refined[name] = replace(finished[name], levels=learned.levels, bias_shift=learned.shift)
+            done = finished[name]
+            scale = done.scale * learned.factor
+            refined[name] = replace(
+                done, levels=learned.levels, scale=scale, bias_shift=learned.shift
+            )
             install(self.model, self.rounded, self.layers[name], refined[name])
         seconds = (time.perf_counter() - began) / len(refined)
         grams, held = (self._paired_grams(batches) for batches in (self.batches, self.judging))
@@ -104,6 +108,7 @@ class Refinement:
             found=Learned(done.levels, done.bias_shift),
             clipped_shift=bias_shift(weight, clipped, gram, self.settings.bias_of(layer)),
             refit=self.settings.bias_of(layer) == "refit",
+            scales=(1, 1, 1) if self.settings.granularity == "tensor" else (layer.g, layer.r, 1),
         )
 
     def _grid(self, done: RoundedLayer) -> Grid:
@@ -127,8 +132,9 @@ class Refinement:
         held: Gram | None,
         seconds: float,
     ) -> RoundedLayer:
-        problem = self._problem(before.layer, before.grid, gram)
-        nearest = problem.nearest()
+        problem = self._problem(before.layer, self._grid(done), gram)
+        on_grid = self._problem(before.layer, before.grid, gram)  # as it was given, for nearest
+        nearest = on_grid.nearest()
         weight, plain = matrix_of(self.model, before.layer), before.grid.dequantize(nearest)
         shift = bias_shift(weight, plain, gram, self.settings.bias_of(before.layer))
 
@@ -138,7 +144,7 @@ class Refinement:
         record = replace(
             done.record,
             energy=float(problem.energy(done.levels).sum()),
-            energy_nearest=float(problem.energy(nearest).sum()),
+            energy_nearest=float(on_grid.energy(nearest).sum()),
             held_out=error_held_out(done.weight, done.bias_shift),
             held_out_nearest=error_held_out(plain, shift),
             lower_bound=None,

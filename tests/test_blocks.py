@@ -13,12 +13,13 @@ from networks import batches
 from torch import Tensor, nn
 
 from qubo_rounding import LayerSettings, evaluate, fold_batch_norm, predict, quantise
+from qubo_rounding.frozen_grids import FrozenGrid
 from qubo_rounding.grid import Grid
 from qubo_rounding.layers import bias_of, find_layers, matrix_of, weight_of
 from qubo_rounding.relaxed.block_objective import BlockObjective, block_call
 from qubo_rounding.relaxed.blocks import Block, find_blocks
 from qubo_rounding.relaxed.fisher import fisher_information
-from qubo_rounding.relaxed.reconstruction import BlockReconstruction
+from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Distillation
 from qubo_rounding.relaxed.sample_store import filled_store
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
 from qubo_rounding.solvers import Annealing, Gptq
@@ -299,9 +300,46 @@ def test_blocks_begin_where_refitted_scales_left_the_levels(relaxation: Relaxati
         assert torch.equal(layer.scale, start.layers[name].scale)
 
 
+@pytest.mark.parametrize("granularity", ["channel", "tensor", 3])
+def test_scales_are_learned_row_by_row_or_layer_by_layer(granularity: Any) -> None:
+    data, settings = batches(4, size=8), LayerSettings(bits=2, granularity=granularity)
+    method = Distillation(iterations=40, batch=8, lr=1e-9, step_lr=0.0)
+    found = {
+        lr: quantise(
+            *(blocky(), data),
+            reconstruction=replace(method, scale_lr=lr),
+            settings=replace(settings, bias="keep"),
+        )
+        for lr in (0.0, 2e-3)
+    }
+    kl = {
+        lr: evaluate(predict(result.model, data), None, predict(blocky(), data)).kl
+        for lr, result in found.items()
+    }
+    assert kl[2e-3] < 0.95 * kl[0.0]
+    for name, before in found[0.0].layers.items():
+        after = found[2e-3].layers[name]
+        assert torch.equal(before.levels, after.levels)
+        factor = after.scale / before.scale
+        one_each_row = factor.amax(2) - factor.amin(2)
+        assert float(one_each_row.abs().max()) < 1e-12
+        assert bool((factor != 1).any())
+        assert (float(factor.max() - factor.min()) < 1e-12) == (granularity == "tensor")
+        weight = found[2e-3].model.get_submodule(name).weight
+        assert torch.equal(weight, find_layers(blocky()).layers[name].weight(after.weight).float())
+
+
+def test_scales_that_were_given_are_not_learned() -> None:
+    grid = FrozenGrid((0.1,), (-8,), 4)
+    settings = LayerSettings(grids={"stem": grid})
+    with pytest.raises(ValueError, match=r"grids are taken as they are.*scale_lr=0"):
+        quantise(blocky(), batches(), reconstruction=Distillation(), settings=settings)
+
+
 def test_a_run_folder_gives_the_same_bits_again(tmp_path: Path) -> None:
     data = batches(2, size=8)
-    options = dict(reconstruction=QUICK, settings=LayerSettings(bits=3, act_bits=6))
+    method = replace(QUICK, scale_lr=1e-3)
+    options = dict(reconstruction=method, settings=LayerSettings(bits=3, act_bits=6))
     whole = quantise(blocky(), data, **options)  # pyright: ignore
     first = quantise(blocky(), data, run=tmp_path, **options)  # pyright: ignore
     (tmp_path / "blocks" / "units.2.safetensors").unlink()

@@ -111,6 +111,9 @@ class BlockObjective:
         self._call, self._store, self._settings, self._seed = call, store, settings, seed
         on_cpu = call.input.device.type == "cpu"
         self._together = _TOGETHER // call.input[0].numel() if on_cpu else self.count
+        # Convolutions take the order of their weights' memory. With the channels last the whole
+        # network takes two thirds of the time on a CPU; single blocks gain nothing.
+        self._channels_last = on_cpu and not block.name
         self.factor = 1.0  # the c above
         self.extra: list[Adam] = []
         if self._quantisers is not None and settings.step_lr > 0:
@@ -180,7 +183,10 @@ class BlockObjective:
             self._layers, self._biases, weights, shifts, strict=True
         ):
             place = layer.name.removeprefix(self._block.name).lstrip(".")
-            parameters[f"{place}.weight".lstrip(".")] = layer.weight(weight)
+            weight = layer.weight(weight)
+            if self._channels_last and weight.ndim == 4:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            parameters[f"{place}.weight".lstrip(".")] = weight
             if bias is not None:
                 parameters[f"{place}.bias".lstrip(".")] = bias + shift.flatten()
         output = self._block.following(self._run(parameters, rows["input"], draw))

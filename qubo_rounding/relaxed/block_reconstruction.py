@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from qubo_rounding.kept_files import file_name, keep, kept
 from qubo_rounding.layers import Layer
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.activations import quantisers_of
+from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.block_objective import BlockObjective, block_call, scales_of
 from qubo_rounding.relaxed.blocks import Block
 from qubo_rounding.relaxed.checkpoint import Checkpoint
@@ -43,6 +44,7 @@ class RoundedBefore:
         clipped_shift: float64 (g, r), what the bias needs where weights are clipped to the grid's
             range and not rounded.
         refit: may the bias be learned?
+        scales: shape of the factors that its grid's scales may be multiplied by, (g | 1, r | 1, 1).
     """
 
     layer: Layer
@@ -52,6 +54,7 @@ class RoundedBefore:
     found: Learned
     clipped_shift: Tensor
     refit: bool
+    scales: tuple[int, int, int]
 
 
 def reconstruct_blocks(
@@ -128,10 +131,8 @@ class _Files:
                 for scale, step in zip(scales_of(self._quantisers), steps, strict=True):
                     scale.data.copy_(step)
             names = [one.layer.name for one in inside]
-            return [
-                Learned(file.tensors[f"{name}/levels"], file.tensors[f"{name}/shift"])
-                for name in names
-            ]
+            keys = [field.name for field in fields(Learned)]
+            return [Learned(**{k: file.tensors[f"{name}/{k}"] for k in keys}) for name in names]
 
     def keep(self, inside: Sequence[RoundedBefore], found: Sequence[Learned]) -> None:
         """Keep a finished block."""
@@ -140,8 +141,7 @@ class _Files:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for one, learned in zip(inside, found, strict=True):
-            tensors[f"{one.layer.name}/levels"] = learned.levels
-            tensors[f"{one.layer.name}/shift"] = learned.shift
+            tensors |= {f"{one.layer.name}/{k}": value for k, value in vars(learned).items()}
         if self._quantisers is not None:
             tensors["steps"] = torch.stack(scales_of(self._quantisers)).detach()
         keep(self._path, tensors, {})
@@ -190,9 +190,7 @@ def _learn_block(
     steps = objective.steps()
 
     def loss_of(found: Sequence[Learned]) -> float:
-        weights = [
-            one.grid.dequantize(f.levels).float() for one, f in zip(inside, found, strict=True)
-        ]
+        weights = [f.weight(one.grid).float() for one, f in zip(inside, found, strict=True)]
         return mean_loss(objective, weights, [f.shift.float() for f in found])
 
     before = [one.found for one in inside]
@@ -215,4 +213,7 @@ def _soft(one: RoundedBefore, settings: BlockReconstruction) -> SoftLayer:
     start, shift = one.problem.solution(one.found.levels), one.found.shift
     if settings.start is None:
         start, shift = None, one.clipped_shift
-    return SoftLayer(one.problem, one.grid, settings, start, shift if one.refit else None)
+    factor = None
+    if settings.scale_lr > 0:
+        factor = Adam(torch.zeros(one.scales, device=shift.device), settings.scale_lr)
+    return SoftLayer(one.problem, one.grid, settings, start, shift if one.refit else None, factor)

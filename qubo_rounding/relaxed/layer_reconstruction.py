@@ -82,8 +82,7 @@ def reconstruct_layer(
     learned = soft.learned()
 
     def loss_of(found: Learned) -> float:
-        weights = grid.dequantize(found.levels).float()
-        return mean_loss(objective, [weights], [found.shift.float()])
+        return mean_loss(objective, [found.weight(grid).float()], [found.shift.float()])
 
     answers = [learned, _shifted(data, learned.levels), nearest]
     losses = [loss_of(answer) for answer in answers]

@@ -97,6 +97,8 @@ class BlockReconstruction(Reconstruction):
             drawn from the float network's own answers.
         drop: share of activations left unquantised while weights are learned (QDrop: 0.5).
         step_lr: relative step size of the activation quantisers' scales; 0 leaves them alone.
+        scale_lr: relative step size of the weights' scales, as many as the grid has rows or
+            layers; 0 leaves them alone.
 
     Source: Li et al. 2021 (BRECQ), arXiv 2102.05426; Wei et al. 2022 (QDrop), arXiv 2203.05740.
     """
@@ -106,6 +108,7 @@ class BlockReconstruction(Reconstruction):
     fisher: bool = True
     drop: float = 0.5
     step_lr: float = 1e-3
+    scale_lr: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,10 +116,11 @@ class BlockReconstruction(Reconstruction):
             raise ValueError(f"divergence is {self.divergence!r}; give 'squared' or 'kl'.")
         if self.divergence == "kl" and self.blocks != ("",):
             raise ValueError('divergence "kl" compares answers; give it blocks=("",).')
-        if not (0 <= self.drop <= 1 and 0 <= self.step_lr < math.inf):
-            raise ValueError(
-                f"drop is {self.drop} and step_lr {self.step_lr}; give a share and a number >= 0."
-            )
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is {self.drop}; give a share, 0 to 1.")
+        for name in ("step_lr", "scale_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number >= 0.")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ class Distillation(BlockReconstruction):
     relaxation: Relaxation = field(default_factory=StraightThrough)
     blocks: tuple[str, ...] | None = ("",)
     divergence: Literal["squared", "kl"] = "kl"
+    scale_lr: float = 2e-4
 
 
 @dataclass(frozen=True)
@@ -147,14 +152,20 @@ class Learned:
     Args:
         levels: int16 (g, r, d).
         shift: float64 (g, r), added to the bias.
+        factor: float64 (g | 1, r | 1, 1) or (), by which the grid's scales are multiplied.
     """
 
     levels: Tensor
     shift: Tensor
+    factor: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
+
+    def weight(self, grid: Grid) -> Tensor:
+        """(g, r, d) float64, what these levels of a grid now stand for."""
+        return grid.dequantize(self.levels) * self.factor
 
 
 class SoftLayer:
-    """A layer's weights while they are learned: levels between two, and a shift of the bias.
+    """A layer's weights while they are learned: levels, a shift of the bias, and scales.
 
     Args:
         problem: tells targets, levels allowed and each row's energy scale.
@@ -162,6 +173,7 @@ class SoftLayer:
         settings: of the reconstruction.
         start: levels to begin near; None begins where the weights are.
         shift: (g, r) the bias shift to begin with; None keeps the bias as it is.
+        factor: logarithms of what scales are multiplied by, (g | 1, r | 1, 1); None keeps these.
     """
 
     def __init__(
@@ -171,6 +183,7 @@ class SoftLayer:
         settings: Reconstruction,
         start: Solution | None,
         shift: Tensor | None,
+        factor: Adam | None = None,
     ) -> None:
         self._relaxation = settings.relaxation
         choices = choices_of(problem, settings.relaxation, start)
@@ -182,6 +195,7 @@ class SoftLayer:
         self._shift = None
         if shift is not None:
             self._shift = Adam(shift.float() / self._unit, settings.lr)
+        self._factor, self._weights = factor, base
         self._progress = 0.0
 
     def soften(self, progress: float) -> tuple[Tensor, Tensor]:
@@ -190,13 +204,22 @@ class SoftLayer:
         shift = torch.zeros_like(self._unit)
         if self._shift is not None:
             shift = self._shift.value * self._unit
-        return self._soft.values(progress), shift
+        self._weights = self._soft.values(progress)
+        if self._factor is not None:
+            self._weights *= self._factor.value.exp()
+        return self._weights, shift
 
     def learn(self, by_weight: Tensor, by_shift: Tensor) -> None:
         """One step down the slopes of the loss by weights and shift, and the regulariser's."""
+        rate = self._relaxation.rate(self._progress)
+        if self._factor is not None:
+            by_factor = (by_weight * self._weights).sum(2, keepdim=True)
+            by_factor = by_factor.sum_to_size(self._factor.value.shape)
+            by_weight = by_weight * self._factor.value.exp()
+            self._factor.step(by_factor, rate)
         self._soft.descend(by_weight)
         if self._shift is not None:
-            self._shift.step(by_shift * self._unit, self._relaxation.rate(self._progress))
+            self._shift.step(by_shift * self._unit, rate)
 
     def unsettled(self) -> float:
         """Share of the weights that are not near a level yet."""
@@ -207,8 +230,11 @@ class SoftLayer:
         return self._soft.histogram(self._progress)
 
     def learned(self) -> Learned:
-        """The levels and the bias shift decided on."""
-        return Learned(self._soft.decided(), self.soften(1.0)[1].double())
+        """What is decided on."""
+        levels, shift = self._soft.decided(), self.soften(1.0)[1].double()
+        if self._factor is None:
+            return Learned(levels, shift)
+        return Learned(levels, shift, self._factor.value.double().exp())
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on."""
@@ -224,7 +250,8 @@ class SoftLayer:
             part.restore({key: state[f"{name}.{key}"] for key in part.state()})
 
     def _parts(self) -> dict[str, SoftLevels | Adam]:
-        return {"v": self._soft} | ({} if self._shift is None else {"shift": self._shift})
+        adams = {"shift": self._shift, "factor": self._factor}
+        return {"v": self._soft} | {name: adam for name, adam in adams.items() if adam is not None}
 
 
 def learn(
