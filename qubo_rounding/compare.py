@@ -62,7 +62,7 @@ def compare(
         kept = None if study is None else Study(study)
         plans = _plans(problems, solvers, seeds, kept, records)
         for plan in in_turn(plans) if executor is None else on_workers(plans, executor):
-            _relate(plan.case, plan.outcomes, solvers)
+            _relate(plan.case, plan.outcomes)
             if kept is not None:
                 kept.keep(list(plan.outcomes.values()))
             records[plan.key] = [plan.outcomes[cell].record for cell in plan.asked]
@@ -100,7 +100,7 @@ def _cases(problems: Mapping[str, RoundingProblem] | Iterable[Case]) -> Iterable
     return [Case(name, problem) for name, problem in by_name.items()]
 
 
-def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, Solver]) -> None:
+def _relate(case: Case, outcomes: Mapping[Any, Outcome]) -> None:
     """Check the outcomes of a case on each other, and put what they tell into their records."""
     problem = case.problem
     found = [(o.record, o.solution) for o in outcomes.values() if o.solution is not None]
@@ -111,10 +111,10 @@ def _relate(case: Case, outcomes: Mapping[Any, Outcome], solvers: Mapping[str, S
             label = f"problem {case.name!r}: {who!r}"
             check_bound(problem, label, energy, repr(record.solver), solution.lower_bound)
     known = KnownOptima.of(problem, [(record.solver, solution) for record, solution in found])
-    relaxations = {label for label, solver in solvers.items() if isinstance(solver, AdaRound)}
     relaxed: dict[int, Tensor] = {}
     for record, solution in found:
-        if record.solver in relaxations:
+        # Not by this call's solvers: the relaxation may be one that the study has kept.
+        if record.configuration.startswith(f"{AdaRound.__name__}("):
             relaxed.setdefault(record.seed, solution.levels)
     for outcome in outcomes.values():
         if outcome.solution is not None:

@@ -56,23 +56,24 @@ class KnownOptima:
 
         Args:
             solution: of the same problem.
-            relaxed: (g, r, d) levels of the relaxation; None without any.
+            relaxed: (g, r, d) levels of the relaxation; None tells nothing of it.
         """
         energy = float(solution.energy.sum())
         bound = float(self.bound.sum())
         room = PROVEN_TOLERANCE * (self.energy.abs() + self.problem.unit[..., 0])
         exact = self.proven & (solution.energy <= self.energy + room)
-        return {
+        told: dict[str, Any] = {
             "best_bound": bound if bound > -torch.inf else None,
             "over_bound": energy / bound if bound > 0 else None,
             "known_rows": int(self.proven.sum()),
             "exact_rows": int(exact.sum()),
             "proven_by": " + ".join(self.proven_by),
             "bits_of_optimum": self._in_common(solution.levels, self.levels, self.proven),
-            "bits_of_relaxation": None
-            if relaxed is None
-            else self._in_common(solution.levels, relaxed, torch.ones_like(self.proven)),
         }
+        if relaxed is not None:
+            every = torch.ones_like(self.proven)
+            told["bits_of_relaxation"] = self._in_common(solution.levels, relaxed, every)
+        return told
 
     def _in_common(self, levels: Tensor, others: Tensor, rows: Tensor) -> float | None:
         """Share of the undecided weights of these rows (g, r) with equal levels."""

@@ -80,6 +80,20 @@ def test_an_optimum_found_later_reaches_earlier_records(problem, tmp_path):
     assert after.seconds == before.seconds
 
 
+def test_the_relaxation_of_a_study_reaches_all_of_its_records(problem, tmp_path):
+    compare({"p": problem}, {"relaxed": AdaRound(iterations=50)}, study=tmp_path)
+    (near,) = compare({"p": problem}, {"near": Nearest()}, study=tmp_path)
+    assert near.bits_of_relaxation is not None
+    kept = {record.solver: record for record in read_records(tmp_path / "records.csv")}
+    assert kept["relaxed"].bits_of_relaxation == 1
+    for solution in (tmp_path / "solutions").iterdir():
+        solution.unlink()
+    (again,) = compare({"p": problem}, {"exact": Enumeration()}, study=tmp_path)
+    assert again.bits_of_relaxation is None  # its levels are lost
+    kept = {record.solver: record for record in read_records(tmp_path / "records.csv")}
+    assert kept["near"].bits_of_relaxation == near.bits_of_relaxation
+
+
 def test_a_study_interrupted_within_a_case_keeps_the_cases_before(problem, tmp_path):
     def interrupted(problem: RoundingProblem, solution: Solution) -> Solution:
         if problem.d == 9:
