@@ -5,12 +5,11 @@ Scripts resume where they were stopped: rows that are in `results` are not measu
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 
-from analysis.kit_networks import kit_folder
+from analysis.entry import described, need_kit
 from analysis.scripts import APART, SCRIPTS, Script
 from qubo_rounding.report import markdown_table
 
@@ -46,11 +45,8 @@ def run(scripts: list[Script], scale: str, more: list[str]) -> list[str]:
 
 def main(words: list[str] | None = None) -> None:
     """List, or run; the words are those of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = described(__doc__)
+    parser.prog = "python -m analysis"
     parser.add_argument("scripts", nargs="*", help="names, or all; without any they are listed")
     parser.add_argument("--scale", choices=["demo", "kit", "full"], default="kit")
     options, more = parser.parse_known_args(words)
@@ -61,11 +57,10 @@ def main(words: list[str] | None = None) -> None:
     names = list(known) if options.scripts == ["all"] else options.scripts
     if unknown := [name for name in names if name not in known]:
         parser.error(f"there is no script {unknown}; there are {', '.join(known)}")
-    if options.scale == "kit" and not kit_folder().is_dir():
-        parser.error(
-            f"the evaluation kit is not at {kit_folder()}; name its folder by QUBO_ROUNDING_KIT, "
-            "or take --scale demo."
-        )
+    if more and len(names) != 1:
+        parser.error(f"options of one script's own go with that script alone: {' '.join(more)}")
+    if options.scale == "kit":
+        need_kit(parser)
     scripts = [known[name] for name in names if known[name].arguments(options.scale) is not None]
     failed = run(scripts, options.scale, more)
     print(f"{len(scripts) - len(failed)} of {len(scripts)} scripts ran to their end.")

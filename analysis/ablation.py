@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
@@ -148,6 +149,7 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

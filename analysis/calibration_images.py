@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.cifar10 import cifar10
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.literature import ADAROUND
 from analysis.rows import RESULTS, write_markdown
@@ -122,6 +123,7 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

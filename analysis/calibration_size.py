@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.entry import begin
 from analysis.kit_problems import KitProblem, folded_network, kept_grams, posed_layers
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
@@ -98,6 +99,7 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from analysis.entry import begin
 from analysis.rows import write_markdown
 from analysis.timing import products_per_second
 from qubo_rounding import Auto, Spread, processes
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     main()

@@ -25,6 +25,7 @@ from dwave.samplers import (
     TreeDecompositionSolver,
 )
 
+from analysis.entry import begin
 from analysis.problem_files import problem_files
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import Annealing, Descent, Enumeration, Gptq, RoundingProblem
@@ -161,5 +162,6 @@ def _cell(row: dict[str, str], best: float) -> str:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()
     render()

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from analysis.correlation import rank_correlation
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
 from analysis.kit_problems import IMAGES as HELD_OUT
@@ -127,6 +128,7 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

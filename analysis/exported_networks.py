@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import write_markdown
 from qubo_rounding import LayerSettings, predict, quantise, reuse_freed_memory
@@ -61,6 +62,7 @@ def measure(network: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         write_markdown("exported_networks", [measure(name, Path(folder)) for name in NETWORKS])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.correlation import rank_correlation
+from analysis.entry import begin
 from analysis.kit_problems import kit_problems
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Auto, RoundingProblem, read_records
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     main()

@@ -10,7 +10,6 @@ study: its records lie in runs/headline-SCALE. Writes results/headline.{csv,md,s
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from analysis.entry import described, need_kit
 from analysis.kit_problems import KitProblem, kit_problems, posed_layers
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import (
@@ -157,10 +157,10 @@ def render(records: Sequence[Record], scale: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--scale", choices=["kit", "demo"], default="kit")
     options = parser.parse_args()
+    if options.scale == "kit":
+        need_kit(parser)
     reuse_freed_memory()
     render(measure(options.scale), options.scale)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS, SMALL_NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import (
@@ -103,6 +104,7 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
@@ -120,5 +121,6 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()
     render()

@@ -12,7 +12,6 @@ search. Writes results/proven_optima_BITSbit.csv, one row a network and layer, a
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from analysis.entry import described, need_kit
 from analysis.judged_networks import NETWORKS
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
@@ -157,6 +157,10 @@ def _totals(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:] or map(str, BITS):
-        measure(int(argument))
+    parser = described(__doc__)
+    parser.add_argument("bits", nargs="*", type=int, default=BITS)
+    options = parser.parse_args()
+    need_kit(parser)
+    for bits in options.bits:
+        measure(bits)
     render()

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from analysis.entry import begin
 from analysis.kit_problems import kit_problems
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, RoundingProblem, Solution, TreeSearch
@@ -104,4 +105,5 @@ def _shares(fraction: np.ndarray, up: np.ndarray, edges: np.ndarray) -> np.ndarr
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     render(measure())

@@ -10,7 +10,6 @@ paper's own. Layers keep their biases, as in the paper, but for bias correction.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.entry import described, need_kit
 from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
@@ -200,14 +200,14 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--scale", choices=["kit", "full"], default="kit")
     parser.add_argument("--images", type=Path, help="calibration images, full scale")
     parser.add_argument("--eval", type=Path, help="validation images, full scale")
     parser.add_argument("--granularity", nargs="+", default=["channel", "tensor"])
     options = parser.parse_args()
+    if options.scale == "kit":
+        need_kit(parser)
     reuse_freed_memory()
     chosen = scale_of(options.scale, options.images, options.eval)
     measure(options.scale, chosen, options.granularity)

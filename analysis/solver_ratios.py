@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS
 from analysis.kit_problems import KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
@@ -142,5 +143,6 @@ def _summary(rows: list[dict[str, str]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()
     render()

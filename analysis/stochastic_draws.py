@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from analysis.correlation import rank_correlation
+from analysis.entry import begin
 from analysis.first_layers import FIRST_LAYERS, FirstLayer
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from analysis.task_loss import PROOF, PROOF_SECONDS
@@ -224,6 +225,7 @@ def _correlations(
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     reuse_freed_memory()
     measure()
     render()

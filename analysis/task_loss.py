@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from analysis.entry import begin
 from analysis.first_layers import FIRST_LAYERS, FirstLayer
 from analysis.rows import append_row, read_rows
 from analysis.task_loss_tables import PATH, render
@@ -240,5 +241,6 @@ class Judge:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()
     render()

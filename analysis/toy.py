@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from analysis.entry import begin
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Enumeration, RoundingProblem
 
@@ -68,4 +69,5 @@ def render(rows: list[dict[str, object]], excess: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     render(*measure())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from analysis.entry import begin
 from analysis.rows import read_markdown, write_markdown
 
 TESTS: dict[str, list[str]] = {
@@ -172,6 +173,7 @@ def scanned() -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     table = [*tested(), *tried(), scanned()]
     table.sort(key=lambda row: HEADINGS.index(str(row["heading"])))
     write_markdown("what_holds", table)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS, JudgedNetwork
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
@@ -67,5 +68,6 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()
     render()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +54,40 @@ def test_scripts_run_at_the_scales_they_have(monkeypatch, capsys) -> None:
         main(["all", "--scale", "demo"])
     assert calls == [["analysis.toy"], ["analysis.headline", "--scale", "demo"]]
     assert "1 of 2 scripts ran to their end" in capsys.readouterr().out
+
+
+def run_script(name: str, *words: str) -> None:
+    """As `python -m` does, on a machine without the evaluation kit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUBO_ROUNDING_KIT", "nowhere")
+        patch.setattr(sys, "argv", [name, *words])
+        runpy.run_path(str(FOLDER / f"{name.replace('.', '/')}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", [script.module for script in (*SCRIPTS, *APART)])
+def test_scripts_refuse_what_they_do_not_know(name: str, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)  # of one that would run all the same
+    with pytest.raises(SystemExit) as ended:
+        run_script(name, "--sclae=demo")
+    assert ended.value.code == 2
+    assert ": error: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        run_script(name, "--help")
+    assert ended.value.code == 0
+    assert f"python -m analysis.{name}" in capsys.readouterr().out
+
+
+def test_options_of_one_script_go_with_that_script_alone(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["toy", "headline", "--sclae=demo"])
+    assert "--sclae=demo" in capsys.readouterr().err
+
+
+def test_scripts_name_a_missing_kit(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script("whole_networks")
+    assert ended.value.code == 2
+    assert "the evaluation kit is not at nowhere; name its folder" in capsys.readouterr().err
 
 
 def test_nearest_is_optimal_without_coupling_and_symmetric_in_its_sign() -> None:

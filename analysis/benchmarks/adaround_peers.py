@@ -13,7 +13,6 @@ grid, also on images that nobody learned from. Writes results/adaround_peers.md.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from analysis.entry import described, need_kit
 from analysis.kit_networks import kit_folder
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import (
@@ -157,7 +157,9 @@ def render() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--python", type=Path, required=True, help="of the peers' environment")
-    measure(parser.parse_args().python)
+    options = parser.parse_args()
+    need_kit(parser)
+    measure(options.python)
     render()

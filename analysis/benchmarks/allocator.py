@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from analysis.entry import begin
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 
 PATH = RESULTS / "allocator.csv"
@@ -54,5 +55,6 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     measure()
     render()

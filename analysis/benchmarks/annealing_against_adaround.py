@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.entry import begin
 from analysis.problem_files import FOLDER
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, RoundingProblem
@@ -59,4 +60,5 @@ def render(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     measure()

@@ -11,13 +11,13 @@ still shows all depths. Writes results/auto_against_adaround.{csv,md}.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.entry import described, need_kit
 from analysis.kit_problems import PROBLEM_NETWORKS, KitProblem, kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import AdaRound, Annealing, Auto, Gptq, Solver, reuse_freed_memory
@@ -113,13 +113,12 @@ def render() -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--networks", nargs="+", default=list(PROBLEM_NETWORKS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--phases", type=int, default=STRIDE, help="1 takes every fourth layer")
     options = parser.parse_args()
+    need_kit(parser)
     reuse_freed_memory()
     measure(options.networks, options.bits, options.phases)
     render()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from analysis.entry import begin
 from analysis.problem_files import FOLDER
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, RoundingProblem
@@ -101,4 +102,5 @@ def render(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     render(measure())

@@ -11,7 +11,6 @@ Writes results/fuzzed_problems.md.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -26,6 +25,7 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis.entry import described
 from analysis.rows import write_markdown
 from qubo_rounding.cli import solve
 from qubo_rounding.problem import RoundingProblem, Solution
@@ -235,7 +235,7 @@ def outcome(problem: Path, solution: Path, solver: str) -> str:
 
 def main() -> None:
     """Fuzz, and write what happened."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = described(__doc__)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from analysis.entry import begin
 from analysis.problem_files import FOLDER
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, Descent, Gptq, RoundingProblem, Solver
@@ -98,4 +99,5 @@ def render(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     render(measure())

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from analysis.entry import begin
 from analysis.kit_networks import kit_folder
 from analysis.rows import write_markdown
 
@@ -100,6 +101,7 @@ def measure(seed: int = 0) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     found = measure()
     write_markdown("killed_runs", found)
     sys.exit(any(row["runs with other bits"] for row in found))

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from analysis.benchmarks.killed_runs import digest
+from analysis.entry import begin
 from analysis.kit_networks import kit_folder
 from analysis.rows import write_markdown
 
@@ -66,6 +67,7 @@ def measure() -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     found = measure()
     write_markdown("memory_budgets", found, "All sizes in GiB.")
     sys.exit(not all(row["within"] and row["same bits"] for row in found))

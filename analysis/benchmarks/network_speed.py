@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from analysis.entry import begin
 from analysis.judged_networks import NETWORKS
 from analysis.kit_networks import kit_folder
 from analysis.rows import write_markdown
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__)
     main()

@@ -12,7 +12,6 @@ other_samplers_run.py. Writes results/other_samplers.{csv,md,png}.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -30,6 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from analysis.entry import described, need_kit
 from analysis.kit_problems import kit_problems
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import Annealing, Auto, Gptq, KBest, RoundingProblem, Solver, Tabu, to_bqm
@@ -202,9 +202,9 @@ def _picture(curves: dict[str, list[tuple[float, float]]]) -> Figure:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--python", type=Path, help="of the environment with the others")
-    measure(parser.parse_args().python)
+    options = parser.parse_args()
+    need_kit(parser)
+    measure(options.python)
     render()

@@ -15,6 +15,7 @@ import time
 import torch
 from torch import Tensor
 
+from analysis.entry import begin
 from analysis.rows import RESULTS, append_row, write_markdown
 from analysis.timing import products_per_second
 from qubo_rounding import find_layers, fit_grid, fold_batch_norm, load_model, reuse_freed_memory
@@ -93,4 +94,5 @@ def render(rows: list[dict[str, float | str]]) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     render(measure())

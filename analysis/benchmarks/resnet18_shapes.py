@@ -9,11 +9,11 @@ Random weights and inputs serve for time. The floor is that of as many float32 m
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
 
+from analysis.entry import described
 from analysis.rows import write_markdown
 from analysis.timing import best_seconds, seconds
 from qubo_rounding import AdaRound, Annealing, Nearest, RoundingProblem, Solver
@@ -74,7 +74,7 @@ def measure(device: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = described(__doc__)
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
     if device != "cpu" and not torch.cuda.is_available():

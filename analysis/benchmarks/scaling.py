@@ -19,6 +19,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.entry import begin
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from analysis.timing import best_seconds, products_per_second, seconds
 from qubo_rounding import Annealing, Nearest, RoundingProblem
@@ -137,5 +138,6 @@ def render() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     measure()
     render()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis.entry import begin
 from analysis.rows import write_markdown
 from qubo_rounding import (
     AdaRound,
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     main()

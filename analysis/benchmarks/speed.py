@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from analysis.entry import begin
 from analysis.rows import RESULTS, write_markdown
 from analysis.timing import seconds
 from qubo_rounding import AdaRound, Annealing, Nearest, collect_grams, load_model
@@ -75,4 +76,5 @@ def render(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     render(measure())

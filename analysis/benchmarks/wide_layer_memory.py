@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from analysis.entry import begin
 from analysis.rows import write_markdown
 from qubo_rounding import (
     AdaRound,
@@ -115,6 +116,7 @@ def measure(
 
 
 if __name__ == "__main__":
+    begin(__doc__, kit=False)
     found = measure()
     closing = f"One Gram matrix of d = 4,608 is {8 * 4608**2 / GIB:.3f} GiB."
     write_markdown("wide_layer_memory", found, closing)
