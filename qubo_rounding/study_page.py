@@ -60,9 +60,9 @@ def write_study_page(study: str | Path, path: str | Path | None = None) -> Path:
 
 
 def _problem_parts(records: Sequence[Record], solved: Sequence[Record]) -> list[str]:
-    parts = ["<h2>Solvers</h2>", table(_solver_rows(records))]
+    parts = ["<h2>Solvers</h2>", table(solver_rows(records))]
     if any(record.ratio and record.seconds for record in solved):
-        parts.append(picture("Energy and time", time_figure(solved)))
+        parts.append(picture("Energy and time", time_figure(records)))
     if any(record.over_bound is not None for record in solved):
         parts.append(picture("Energy over the best bound, by width", bound_figure(solved)))
     parts += ["<h2>Every record</h2>", table([_row(record) for record in solved])]
@@ -85,8 +85,10 @@ def _network_parts(records: Sequence[NetworkRecord]) -> list[str]:
 def time_figure(records: Sequence[Record]) -> Figure:
     """Energy relative to nearest against seconds: a pale point a record, the means drawn strongly.
 
+    Means are drawn of solvers that solved every problem: those of others would be of fewer.
+
     Args:
-        records: of solved problems; those without ratio or time are left out.
+        records: of all problems; those without ratio or time are left out.
 
     Raises:
         ValueError: none is left.
@@ -96,6 +98,7 @@ def time_figure(records: Sequence[Record]) -> Figure:
         raise ValueError("no record has a ratio and a time to draw.")
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
+    whole = _solved_everything(records)
     for number, (solver, of_solver) in enumerate(_by_solver(shown).items()):
         look: dict[str, Any] = {
             "color": PALETTE[number % len(PALETTE)],
@@ -103,9 +106,11 @@ def time_figure(records: Sequence[Record]) -> Figure:
         }
         seconds = [max(record.seconds or 0, _QUICKEST) for record in of_solver]
         ratios = [record.ratio or 1 for record in of_solver]
-        axes.scatter(seconds, ratios, s=16, alpha=0.5, linewidths=0, **look)
-        means = [geometric_mean(seconds) or 1], [geometric_mean(ratios) or 1]
-        axes.scatter(*means, s=110, edgecolors="white", label=solver, zorder=3, **look)
+        points = axes.scatter(seconds, ratios, s=16, alpha=0.5, linewidths=0, **look)
+        if solver in whole:
+            means = [geometric_mean(seconds) or 1], [geometric_mean(ratios) or 1]
+            points = axes.scatter(*means, s=110, edgecolors="white", zorder=3, **look)
+        points.set_label(solver)
     axes.set_xscale("log")
     axes.set_yscale("log")
     tell_logarithm(axes.yaxis)
@@ -159,13 +164,27 @@ def _by_solver(records: Sequence[Record]) -> Mapping[str, list[Record]]:
     return found
 
 
-def _solver_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+def _solved_everything(records: Sequence[Record]) -> set[str]:
+    """The solvers that solved every problem and refused none: their means are of the same."""
+    problems = {(record.problem, record.calibration) for record in records}
+    return {
+        solver
+        for solver, every in _by_solver(records).items()
+        if all(record.energy is not None for record in every)
+        and {(record.problem, record.calibration) for record in every} == problems
+    }
+
+
+def solver_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One row a solver: its means, None where it did not solve every problem, and its counts."""
     rows = []
+    whole = _solved_everything(records)
     for solver, every in _by_solver(records).items():
         solved = [record for record in every if record.energy is not None]
-        ratios = [record.ratio for record in solved]
-        held = [record.held_out_ratio for record in solved]
-        over = [record.over_bound for record in solved]
+        compared = solved if solver in whole else []
+        ratios = [record.ratio for record in compared]
+        held = [record.held_out_ratio for record in compared]
+        over = [record.over_bound for record in compared]
         known = sum(record.known_rows for record in solved)
         rows.append(
             {
@@ -177,7 +196,7 @@ def _solver_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "energy / best bound": geometric_mean(over),
                 "rows exact": sum(record.exact_rows for record in solved) if known else None,
                 "rows known": known or None,
-                "seconds": sum(record.seconds or 0 for record in solved),
+                "seconds": sum(record.seconds or 0 for record in compared) if compared else None,
             }
         )
     return rows

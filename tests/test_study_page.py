@@ -10,7 +10,7 @@ from qubo_rounding.compare import compare
 from qubo_rounding.record_files import read_records, write_records
 from qubo_rounding.solvers import AdaRound, Annealing, Enumeration, Nearest
 from qubo_rounding.study import Case
-from qubo_rounding.study_page import bound_figure, time_figure, write_study_page
+from qubo_rounding.study_page import bound_figure, solver_rows, time_figure, write_study_page
 from qubo_rounding.testing import random_problem
 
 
@@ -49,6 +49,21 @@ def test_solvers_stand_with_their_means(study):
     assert exact == 12
     row = text[text.index("<tr><td>exact</td>") :]
     assert f'data-value="{exact!r}">{exact}<' in row[: row.index("</tr>")]
+
+
+def test_who_refused_a_problem_has_no_means(study):
+    records = read_records(study / "records.csv")
+    rows = {row["solver"]: row for row in solver_rows(records)}
+    for column in ("energy / nearest", "held out / nearest", "energy / best bound", "seconds"):
+        assert rows["exact"][column] is None
+    assert rows["near"]["energy / nearest"] == 1
+    (axes,) = time_figure(records).axes
+    large = [points for points in axes.collections if points.get_sizes()[0] > 100]
+    assert len(large) == 3  # of four solvers
+    assert len(axes.get_legend_handles_labels()[1]) == 4
+    some = [record for record in records if (record.solver, record.problem) != ("near", "layer6")]
+    rows = {row["solver"]: row for row in solver_rows(some)}
+    assert rows["near"]["energy / nearest"] is None  # not asked about all
 
 
 def test_a_study_without_bounds_has_one_picture(study, tmp_path):
