@@ -112,12 +112,15 @@ PAPER = {
 
 READING = (
     "Where the order is the paper's: asymmetric targets and the activation function help (Table "
-    "4), AdaRound ends above the straight-through estimator (5), a grid of less output error helps "
-    "nearest most (6), correcting biases does not save nearest (8). Where it is not: with eq 21 "
-    "(Table 3) symmetric targets leave these networks, fifty layers deep with depthwise ones, at a "
-    "level where the relaxations differ by chance, and with few iterations temperature annealing "
-    "settles where the regulariser does not yet. Per tensor, channels of a depthwise layer differ "
-    "too much for 4 bits and one scale: analysis.literature has the equalised networks."
+    "4), AdaRound ends above the straight-through estimator (5), per channel a grid of less "
+    "output error helps nearest most (6), correcting biases does not save nearest (8). Where it "
+    "is not: with eq 21 (Table 3) symmetric targets leave these networks, fifty layers deep with "
+    "depthwise ones, at a level where the relaxations differ by chance, and with few iterations "
+    "temperature annealing settles where the regulariser does not yet. Per tensor, channels of a "
+    "depthwise layer differ too much for 4 bits and one scale: nearest stays below 1 % on any "
+    "grid, and it is AdaRound that a grid of less output error helps, from 48.9 to 61.6 % on "
+    "EfficientNet-Lite0 and from 0.0 to 44.2 % on MobileNetV2; analysis.literature has the "
+    "equalised networks."
 )
 
 
