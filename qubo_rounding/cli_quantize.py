@@ -45,7 +45,7 @@ from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
 from qubo_rounding.provenance import provenance
 from qubo_rounding.report import markdown_table
 from qubo_rounding.run_folder import LayerRecord
-from qubo_rounding.run_summary import NOT_PRINTED, network_scores
+from qubo_rounding.run_summary import NOT_PRINTED, check_judges, network_scores
 from qubo_rounding.solvers import make_solver
 from qubo_rounding.spread import Spread
 
@@ -134,9 +134,11 @@ def quantize(
         imported("onnx", "onnx")  # before the work that could not be exported after it
     network, preprocessing = load_model(model)
     loader = asked_images(images, preprocessing, limit, skip_unreadable).augmented(views, seed)
+    example = next(iter(loader))[0][:1]
     judges = None
     if eval_images is not None:
         judges = asked_images(eval_images, preprocessing, None, skip_unreadable)
+        check_judges(network, judges, example)
     settings = LayerSettings(
         bits=bits,
         layer_bits=dict(_layer_bits(text) for text in layer_bits or []),
@@ -173,7 +175,6 @@ def quantize(
     with atomic_path(output / "model.safetensors") as temporary:
         state = {name: t.contiguous().clone() for name, t in result.model.state_dict().items()}
         save_file(state, temporary)
-    example = next(iter(loader))[0][:1]
     exported = [_export(kind, output, result, settings, example) for kind in export or []]
     nearest = nearest_network(network, example, result, settings)
     summary, table = network_scores(

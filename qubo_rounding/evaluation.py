@@ -135,17 +135,27 @@ def wilson_interval(hits: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Nothing, where a network of so many classes can be judged by these labels.
+
+    Raises:
+        ValueError: a label is none of its classes.
+    """
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"The labels run from {int(labels.min())} to {int(labels.max())}, "
+            f"the network's classes from 0 to {classes - 1}."
+        )
+
+
 def _check(logits: Tensor, labels: Tensor | None, float_logits: Tensor | None) -> None:
     if logits.ndim != 2 or logits.numel() == 0:
         raise ValueError(f"The logits have shape {tuple(logits.shape)}; it must be (n, classes).")
     n, classes = logits.shape
     if labels is not None and labels.shape != (n,):
         raise ValueError(f"There are {n} answers and labels of shape {tuple(labels.shape)}.")
-    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f"The labels run from {int(labels.min())} to {int(labels.max())}, "
-            f"the network's classes from 0 to {classes - 1}."
-        )
+    if labels is not None:
+        check_labels(labels, classes)
     if float_logits is not None and float_logits.shape != logits.shape:
         raise ValueError(
             f"The logits have shape {tuple(logits.shape)}, the float network's "

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qubo_rounding.cross_checks import check_layer_bounds
-from qubo_rounding.evaluation import device_of, evaluate, predict
+from qubo_rounding.evaluation import Evaluation, device_of, evaluate, predict
 from qubo_rounding.folder_lock import locked
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.means import geometric_mean
@@ -95,6 +95,7 @@ class _Work:
             if run is not None:
                 self._check(f"{label}, seed {seed}", method, finished_records(run))
             return record
+        judged_float = self._case.float_evaluation  # before the work: labels may not fit
         data = self._data(method)
         began = time.perf_counter()
         result = quantise(
@@ -119,7 +120,7 @@ class _Work:
             configuration=repr(method),
             seed=seed,
             seconds=seconds,
-            **self._scores(result),
+            **self._scores(result, judged_float),
         )
         self._kept.keep(record)
         return record
@@ -156,7 +157,7 @@ class _Work:
         together[label] = layers
         check_layer_bounds(self._case.name, together)
 
-    def _scores(self, result: QuantisedNetwork) -> dict[str, Any]:
+    def _scores(self, result: QuantisedNetwork, judged_float: Evaluation) -> dict[str, Any]:
         case, layers = self._case, result.records
         logits = predict(result.model, case.judges)
         judged = evaluate(logits, case.labels, case.float_logits)
@@ -169,9 +170,9 @@ class _Work:
             "rows": sum(layer.g * layer.r for layer in layers),
             "proven_rows": sum(layer.proven_rows for layer in layers),
             "images": judged.images,
-            "float_loss": case.float_evaluation.loss,
+            "float_loss": judged_float.loss,
             "loss": judged.loss,
-            "float_top1": case.float_evaluation.top1,
+            "float_top1": judged_float.top1,
             "top1": judged.top1,
             "agreement": judged.agreement,
             "kl": judged.kl,

@@ -9,11 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qubo_rounding.evaluation import evaluate, predict
+from qubo_rounding.evaluation import check_labels, evaluate, predict
 from qubo_rounding.imagenet import Images
 from qubo_rounding.segmentation import dense_answer, evaluate_dense
 
 NOT_PRINTED = ("images", "top1_interval")  # columns for pages, not for the terminal
+
+
+def check_judges(network: nn.Module, judges: Images, example: Tensor) -> None:
+    """Nothing, where images can judge a network: told before it is rounded.
+
+    Args:
+        network: the float network.
+        judges: the images; labels do not matter to networks that answer for every pixel.
+        example: one input.
+
+    Raises:
+        ValueError: a label is none of its classes, or it gives no classes.
+    """
+    with torch.no_grad():
+        dense = dense_answer(network(example)) is not None
+    if not dense and judges.labels is not None:
+        check_labels(judges.labels, predict(network, [example]).shape[1])
 
 
 def network_scores(

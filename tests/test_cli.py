@@ -485,6 +485,19 @@ def test_an_export_that_needs_a_missing_package_is_refused_before_the_work(
     assert 'pip install "qubo-rounding[onnx]"' in refused(*call, "--export", "onnx")
 
 
+def test_labels_that_are_no_classes_are_told_before_the_work(
+    network: str, photographs: Path, labelled: Path, tmp_path: Path
+) -> None:
+    labelled.write_text(labelled.read_text().replace(",4", ",40"))
+    call = (network, "--images", photographs, "--eval", labelled)
+    message = "labels run from 0 to 40, the network's classes from 0 to 4"
+    assert message in refused("quantize", *call, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    study = ("--solvers", "nearest", "--study", tmp_path / "study")
+    assert message in refused("compare-networks", *call, *study)
+    assert not list(tmp_path.glob("study/runs/*"))
+
+
 @pytest.mark.parametrize("command", ["problems", "quantize"])
 def test_models_that_are_none_are_refused(
     network: str, photographs: Path, tmp_path: Path, command: str
