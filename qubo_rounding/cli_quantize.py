@@ -44,8 +44,8 @@ from qubo_rounding.models import load_model
 from qubo_rounding.network import QuantisedNetwork, nearest_network, quantise
 from qubo_rounding.provenance import provenance
 from qubo_rounding.report import markdown_table
-from qubo_rounding.run_folder import LayerRecord
-from qubo_rounding.run_summary import NOT_PRINTED, check_judges, network_scores
+from qubo_rounding.run_folder import LayerRecord, is_begun
+from qubo_rounding.run_summary import NOT_PRINTED, check_judges, network_scores, run_time
 from qubo_rounding.solvers import make_solver
 from qubo_rounding.spread import Spread
 
@@ -154,6 +154,7 @@ def quantize(
     )
     if "solver" not in how and (workers or cluster):
         raise ValueError("--workers and --cluster work with a solver; give --solver.")
+    resumed = is_begun(output)
     with asked_executor(workers, cluster) as executor:
         if executor is not None and calibration == "sequential":  # one layer needs the other
             how["solver"], executor = Spread(how["solver"], executor), None
@@ -192,7 +193,7 @@ def quantize(
         "calibration": calibration,
         "seed": seed,
     }
-    summary["seconds"] = time.perf_counter() - began
+    summary |= {"seconds": time.perf_counter() - began, "resumed": resumed}
     summary["layers"] = [asdict(record) for record in result.records]
     summary["skipped"] = result.skipped
     with atomic_path(output / "summary.json") as temporary:
@@ -201,17 +202,18 @@ def quantize(
         scores = {k: v for k, v in summary.items() if k not in ("layers", "skipped", "networks")}
         typer.echo(json.dumps(scores))
         return
-    _tell_tables(result, table, summary["seconds"])
+    _tell_tables(result, table)
+    typer.echo(f"{run_time(summary)}\n")
     for file in (output / "summary.json", output / "model.safetensors", *exported):
         typer.echo(f"{file}  {file.stat().st_size / 2**20:.2f} MiB")
 
 
-def _tell_tables(result: QuantisedNetwork, table: list[dict[str, Any]], seconds: float) -> None:
+def _tell_tables(result: QuantisedNetwork, table: list[dict[str, Any]]) -> None:
     rows = [
         {"layer": r.name, "energy / nearest": r.ratio, "flips": r.flips} for r in result.records
     ]
     scores = [{k: v for k, v in row.items() if k not in NOT_PRINTED} for row in table]
-    typer.echo(f"{markdown_table(rows)}\n\n{markdown_table(scores)}\n{seconds:.0f} s\n")
+    typer.echo(f"{markdown_table(rows)}\n\n{markdown_table(scores)}")
 
 
 def _tell_layer(record: LayerRecord) -> None:

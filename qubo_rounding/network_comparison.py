@@ -21,7 +21,7 @@ from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import prepared
 from qubo_rounding.provenance import now, provenance
 from qubo_rounding.records import NetworkRecord
-from qubo_rounding.run_folder import LayerRecord, finished_records
+from qubo_rounding.run_folder import LayerRecord, finished_records, is_begun
 from qubo_rounding.statistics import Gram, collect_grams
 from qubo_rounding.tasks import Workers
 
@@ -97,6 +97,7 @@ class _Work:
             return record
         judged_float = self._case.float_evaluation  # before the work: labels may not fit
         data = self._data(method)
+        resumed = run is not None and is_begun(run)
         began = time.perf_counter()
         result = quantise(
             self._case.model,
@@ -119,7 +120,7 @@ class _Work:
             method=label,
             configuration=repr(method),
             seed=seed,
-            seconds=seconds,
+            seconds=None if resumed else seconds,
             **self._scores(result, judged_float),
         )
         self._kept.keep(record)

@@ -14,6 +14,7 @@ from qubo_rounding.html_parts import picture, table, write_html
 from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.run_figures import course_figure, effort_figure, settling_figure, width_figure
 from qubo_rounding.run_folder import LayerRecord, load_layer, problem_file
+from qubo_rounding.run_summary import run_time
 
 _READABLE_WIDTH = 96  # columns of the layer that is shown closely
 
@@ -122,7 +123,7 @@ def _sections(
     parts.append(table(skipped) if skipped else "<p>Nothing.</p>")
     parts.append("<h2>How it was made</h2>")
     made = {**summary.get("arguments", {}), **summary.get("provenance", {})}
-    made["seconds"] = f"{summary['seconds']:.0f}"
+    made["time"] = run_time(summary)
     parts.append(table([{"what": key, "value": str(value)} for key, value in made.items()]))
     return parts
 

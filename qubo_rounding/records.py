@@ -100,7 +100,7 @@ class NetworkRecord(Provenance):
         agreement: share of images on which the float network gives the same first answer.
         kl: mean over images of KL(softmax(float) || softmax(rounded)), nats.
         solver_seconds: wall time in the solver or reconstruction, over all layers.
-        seconds: wall time of it all but the judging; of the last part where a run was resumed.
+        seconds: wall time of it all but the judging; None where a run was resumed.
     """
 
     network: str
@@ -123,7 +123,7 @@ class NetworkRecord(Provenance):
     agreement: float | None = None
     kl: float | None = None
     solver_seconds: float
-    seconds: float
+    seconds: float | None = None
 
     @property
     def cell(self) -> tuple[str, str, str, str, int]:

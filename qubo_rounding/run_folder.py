@@ -17,6 +17,7 @@ from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.means import quotient
 from qubo_rounding.problem import RoundingProblem
 
+_SETTINGS = "settings.json"
 _SMALL = 2**17  # elements of a Gram matrix: 1 MiB a layer
 
 
@@ -134,7 +135,7 @@ class RunFolder:
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self._settings = json.loads(json.dumps(dict(settings)))
-        self._settings_file = self.path / "settings.json"
+        self._settings_file = self.path / _SETTINGS
         if self._settings_file.exists():
             _check_same(self.path, _read_settings(self._settings_file), self._settings)
         elif self.path.exists() and not all(p.name.startswith(".") for p in self.path.iterdir()):
@@ -176,6 +177,11 @@ class RunFolder:
             ValueError: its file is damaged.
         """
         return load_layer(self.path, name)
+
+
+def is_begun(run: Path) -> bool:
+    """Whether a run has kept something in a folder: another goes on from there."""
+    return (run / _SETTINGS).exists()
 
 
 def load_layer(run: Path, name: str) -> RoundedLayer | None:

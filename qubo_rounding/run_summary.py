@@ -71,3 +71,9 @@ def network_scores(
             row |= {key: getattr(judged, key) for key in (*keys, *NOT_PRINTED)}
         scores |= {"float_top1": table[0]["top1"], "nearest_top1": table[1]["top1"]}
     return scores | {key: table[-1][key] for key in keys}, table
+
+
+def run_time(summary: Mapping[str, Any]) -> str:
+    """What a summary tells of the time that its run took."""
+    resumed = ", without the calls before that were resumed" if summary.get("resumed") else ""
+    return f"{summary['seconds']:.0f} s{resumed}"

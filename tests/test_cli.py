@@ -339,7 +339,9 @@ def test_the_same_call_resumes_and_another_is_refused(
     weights = (folder / "model.safetensors").read_bytes()
     layers = {file: file.stat().st_mtime_ns for file in (folder / "layers").iterdir()}
     assert len(layers) == 5
-    output_of(*call)
+    assert json.loads((folder / "summary.json").read_text())["resumed"] is False
+    assert " s, without the calls before that were resumed\n" in output_of(*call)
+    assert json.loads((folder / "summary.json").read_text())["resumed"] is True
     assert {file: file.stat().st_mtime_ns for file in (folder / "layers").iterdir()} == layers
     assert (folder / "model.safetensors").read_bytes() == weights
     assert "seed: 0 there, 1 now" in refused(*call, "--seed", 1)

@@ -136,6 +136,8 @@ def test_a_study_does_not_measure_twice_and_goes_on_at_the_layer(case, tmp_path)
     assert len(ASKED) == 2 * len(LAYERS)
     kept = read_records(tmp_path / "networks.csv", NetworkRecord)
     assert [record.seed for record in kept] == [0, 1]
+    assert kept[0].seconds is None  # the call that was interrupted took some of its time
+    assert kept[1].seconds is not None
 
 
 def test_a_study_of_other_data_is_refused(case: NetworkCase, tmp_path) -> None:
