@@ -236,7 +236,12 @@ def _check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
         changes = "; ".join(
             f"{k}: {found.get(k)!r} there, {wanted.get(k)!r} now" for k in differing
         )
+        hint = (
+            " The network's weights are others: where they are drawn at random, seed them."
+            if differing == ["model"]
+            else ""
+        )
         raise ValueError(
             f"{path} holds a run with other settings ({changes}). Give a new folder, or the "
-            "settings of that run to resume it."
+            f"settings of that run to resume it.{hint}"
         )

@@ -48,6 +48,7 @@ def test_a_model_and_images(photographs: Path, capsys: pytest.CaptureFixture[str
     run(rest)
     assert "agreement=" in capsys.readouterr().out
     assert (photographs / "runs" / "mine" / "layers").is_dir()
+    run(rest)  # as the guide promises, it goes on where it was
 
 
 def test_a_dimod_sampler(capsys: pytest.CaptureFixture[str]) -> None:

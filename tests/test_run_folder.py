@@ -120,6 +120,14 @@ def test_wide_problems_are_not_kept(tmp_path: Path, layer: RoundedLayer) -> None
     assert not (tmp_path / "problems").exists()
 
 
+def test_weights_alone_that_differ_may_be_random(tmp_path: Path, layer: RoundedLayer) -> None:
+    RunFolder(tmp_path, {"seed": 0, "model": "a"}).save(layer, PROBLEM)
+    with pytest.raises(ValueError, match=r"drawn at random, seed them"):
+        RunFolder(tmp_path, {"seed": 0, "model": "b"})
+    with pytest.raises(ValueError, match=r"resume it\.$"):
+        RunFolder(tmp_path, {"seed": 1, "model": "b"})
+
+
 def test_other_settings_are_named(tmp_path: Path, layer: RoundedLayer) -> None:
     RunFolder(tmp_path, {"seed": 0, "solver": "Nearest()"}).save(layer, PROBLEM)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 now\)"):
