@@ -42,14 +42,24 @@ def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
 
 
+def check_npz_file(path: str | Path) -> None:
+    """Nothing, where a file may be an exchange file: told before work that reads it later.
+
+    Raises:
+        ProblemError: it is not there, is cut, or is something else.
+    """
+    _check_there(path)
+    if not is_zipfile(path):  # its directory stands at the end
+        raise _unreadable(path, "it is no zip file, or the beginning of one")
+
+
 def load_npz(path: str | Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The named arrays of an `.npz` file; object arrays are never unpickled.
 
     Raises:
         ProblemError: not a readable `.npz` of plain arrays, or a required one is missing.
     """
-    if not Path(path).is_file():
-        raise ProblemError(f"{path}: no such file.")
+    _check_there(path)
     try:
         with Path(path).open("rb") as file:  # numpy forgets to close its own when it fails
             _check_size(file)
@@ -57,12 +67,21 @@ def load_npz(path: str | Path, required: tuple[str, ...]) -> dict[str, np.ndarra
     # RuntimeError is zipfile's for encryption and unknown compression, MemoryError numpy's for a
     # header that tells of more numbers than there can be.
     except (*_UNREADABLE, RuntimeError, BadZipFile, zlib.error) as error:
-        raise ProblemError(
-            f"{path} is not a readable .npz file of plain arrays ({error}); write it with save()."
-        ) from error
+        raise _unreadable(path, error) from error
     if missing := [name for name in required if name not in arrays]:
         raise ProblemError(f"{path} lacks {missing}; it needs {list(required)}.")
     return arrays
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ProblemError(f"{path}: no such file.")
+
+
+def _unreadable(path: str | Path, why: object) -> ProblemError:
+    return ProblemError(
+        f"{path} is not a readable .npz file of plain arrays ({why}); write it with save()."
+    )
 
 
 def _check_size(file: BinaryIO) -> None:

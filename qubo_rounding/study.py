@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from qubo_rounding.cross_checks import CrossCheckError
+from qubo_rounding.exchange_file import check_npz_file
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.record_files import read_records, write_records
@@ -84,10 +85,27 @@ class CaseFiles:
     Args:
         paths: problem files (.npz).
         held_out: as for `Case.from_file`.
+
+    Raises:
+        ProblemError: a file that is missing or cut, or two of one name.
     """
 
     paths: Sequence[Path]
     held_out: Path | None = None
+
+    def __post_init__(self) -> None:
+        # All at once: what is read in turn would be missed in the middle of the work.
+        named: dict[str, Path] = {}
+        for path in self.paths:
+            if path.stem in named:
+                raise ProblemError(
+                    f"{named[path.stem]} and {path} are both problem {path.stem!r}; give each file "
+                    "once, and its own name."
+                )
+            named[path.stem] = path
+            check_npz_file(path)
+            if self.held_out is not None:
+                check_npz_file(self.held_out / path.name)
 
     def __len__(self) -> int:
         return len(self.paths)

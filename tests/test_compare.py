@@ -14,7 +14,7 @@ import torch
 from qubo_rounding import provenance as provenance_module
 from qubo_rounding.compare import compare
 from qubo_rounding.cross_checks import CrossCheckError
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
 from qubo_rounding.referee import run_solver
 from qubo_rounding.solvers import Descent, Enumeration, Nearest, RefusedError, Solver
 from qubo_rounding.study import Case, CaseFiles
@@ -230,3 +230,23 @@ def test_problem_files_tell_their_number_and_are_read_one_at_a_time(problem, tmp
     records = compare(cases, {"near": Nearest()}, progress=True)
     assert [record.problem for record in records] == ["a", "b"]
     assert "2/2" in capsys.readouterr().err
+
+
+def test_problem_files_that_cannot_be_used_are_told_before_the_work(problem, tmp_path):
+    first, second, cut = paths = [tmp_path / f"{name}.npz" for name in ("a", "b", "cut")]
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    for path in paths:
+        problem.save(path)
+    problem.save(held_out / "a.npz")
+    cut.write_bytes(cut.read_bytes()[:-30])
+    for given, message in (
+        ([first, tmp_path / "lost.npz"], r"lost\.npz: no such file"),
+        ([first, cut], r"cut\.npz is not a readable"),
+        ([first, second, first], r"a\.npz and .*a\.npz are both problem 'a'"),
+        ([first, held_out / "a.npz"], r"are both problem 'a'"),
+    ):
+        with pytest.raises(ProblemError, match=message):
+            CaseFiles(given)
+    with pytest.raises(ProblemError, match=r"held-out.b\.npz: no such file"):
+        CaseFiles([first, second], held_out)
