@@ -74,8 +74,10 @@ def check_folder_of(output: Path) -> None:
     """Nothing, where an output can be written: told before the work that makes it.
 
     Raises:
-        ValueError: its folder is not there.
+        ValueError: its folder is not there, or it is a folder itself.
     """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name a file.")
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}; make it first.")
 

@@ -27,10 +27,12 @@ def check_npz_path(path: str | Path) -> None:
     """Nothing, for a path that an exchange file can be written to.
 
     Raises:
-        ProblemError: it does not end in .npz, or its folder is not there.
+        ProblemError: it does not end in .npz, its folder is not there, or it is a folder itself.
     """
     if Path(path).suffix != ".npz":
         raise ProblemError(f"{path}: exchange files end in .npz.")
+    if Path(path).is_dir():
+        raise ProblemError(f"{path} is a folder; name a file.")
     if not Path(path).parent.is_dir():
         raise ProblemError(f"{path}: there is no folder {Path(path).parent}; make it first.")
 

@@ -500,6 +500,19 @@ def test_labels_that_are_no_classes_are_told_before_the_work(
     assert not list(tmp_path.glob("study/runs/*"))
 
 
+def test_an_output_that_is_a_folder_is_refused_before_the_work(
+    problem_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "there.npz"
+    folder.mkdir()
+    for call in (
+        ("solve", problem_file, "--solver", "magic", "-o", folder),
+        ("compare", problem_file, "--solvers", "magic", "-o", folder),
+        ("report", tmp_path, "-o", folder),
+    ):
+        assert f"{folder} is a folder; name a file" in refused(*call)
+
+
 @pytest.mark.parametrize("command", ["problems", "quantize"])
 def test_models_that_are_none_are_refused(
     network: str, photographs: Path, tmp_path: Path, command: str
