@@ -55,7 +55,7 @@ app = typer.Typer(
 
 
 @app.command()
-@reports_errors
+@reports_errors()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="for the table and pictures")] = (
         Path("runs/demo")
@@ -70,7 +70,7 @@ def demo(
 
 
 @app.command()
-@reports_errors
+@reports_errors(keeps="output")
 def problems(
     model: ModelSpec,
     images: Images,
@@ -101,7 +101,7 @@ def problems(
 
 
 @app.command()
-@reports_errors
+@reports_errors()
 def solve(
     problem: Annotated[Path, typer.Argument(metavar="PROBLEM.npz")],
     solver: Annotated[str, typer.Option(help=SOLVER_HELP)],
@@ -145,7 +145,7 @@ app.command()(quantize)
 
 
 @app.command()
-@reports_errors
+@reports_errors()
 def report(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="folder of a finished quantize, or of a study")

@@ -38,7 +38,7 @@ from qubo_rounding.solvers import make_solver
 from qubo_rounding.study import CaseFiles
 
 
-@reports_errors
+@reports_errors(keeps="study")
 def compare(
     problem: Annotated[
         list[Path], typer.Argument(metavar="PROBLEM...", help="problem files, or folders of them")
@@ -110,7 +110,7 @@ def split_descriptions(text: str) -> list[str]:
     return found
 
 
-@reports_errors
+@reports_errors(keeps="study")
 def compare_networks(
     model: ModelSpec,
     images: Images,

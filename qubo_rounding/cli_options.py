@@ -53,21 +53,35 @@ Cluster = Annotated[
 Seed = Annotated[int, typer.Option(help="same seed, same bits")]
 
 
-def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input ends in one message and exit code 2, an interrupt in one and 130; no traceback."""
+def reports_errors(
+    keeps: str | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Bad input ends in one message and exit code 2, an interrupt in one and 130; no traceback.
 
-    @functools.wraps(command)
-    def reporting(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            typer.echo(f"Error: {error}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo("\nInterrupted. Files and layers already finished are kept.", err=True)
-            raise typer.Exit(130) from None
+    Args:
+        keeps: the command's option for the folder that keeps what is finished; None without any.
+    """
 
-    return reporting
+    def decorator(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def reporting(*args: Any, **kwargs: Any) -> None:
+            try:
+                command(*args, **kwargs)
+            except (ValueError, OSError) as error:
+                typer.echo(f"Error: {error}", err=True)
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                told = "Nothing was kept."
+                if keeps and kwargs[keeps]:
+                    told = f"What was finished is kept in {kwargs[keeps]}."
+                elif keeps:
+                    told = f"Nothing was kept; with --{keeps} FOLDER what is finished would be."
+                typer.echo(f"\nInterrupted. {told}", err=True)
+                raise typer.Exit(130) from None
+
+        return reporting
+
+    return decorator
 
 
 def check_folder_of(output: Path) -> None:

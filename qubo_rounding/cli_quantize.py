@@ -58,7 +58,7 @@ class ExportFormat(StrEnum):
     ENCODINGS = "encodings"
 
 
-@reports_errors
+@reports_errors(keeps="output")
 def quantize(
     model: ModelSpec,
     images: Images,

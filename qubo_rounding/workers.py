@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -29,8 +30,7 @@ def processes(count: int) -> Iterator[Callable[[], Executor]]:
         try:
             made[-1].submit(int)
         except (IndexError, BrokenExecutor):
-            alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-            made.append(ProcessPoolExecutor(count, context, **alone))
+            made.append(ProcessPoolExecutor(count, context, initializer=_begin))
         return made[-1]
 
     try:
@@ -38,6 +38,12 @@ def processes(count: int) -> Iterator[Callable[[], Executor]]:
     finally:
         for pool in made:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a worker: one thread, and Ctrl-C, which reaches all processes, ends it without a word."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

@@ -573,6 +573,25 @@ def test_an_error_is_exit_code_2_for_the_shell(tmp_path: Path) -> None:
     assert errors == f"Error: {lost}: no such file.\n"
 
 
+def test_an_interrupt_tells_what_is_kept(
+    problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qubo_rounding.cli.run_solver", interrupted)
+    monkeypatch.setattr("qubo_rounding.cli_compare.compare_solvers", interrupted)
+    compare = ("compare", problem_file, "--solvers", "nearest")
+    for call, told in (
+        (("solve", problem_file, "--solver", "nearest", "-o", tmp_path / "s.npz"), "kept.\n"),
+        (compare, "kept; with --study FOLDER what is finished would be.\n"),
+        ((*compare, "--study", tmp_path / "study"), f"kept in {tmp_path / 'study'}.\n"),
+    ):
+        result = run(*call)
+        assert result.exit_code == 130
+        assert result.stderr.endswith(told)
+
+
 def test_an_interrupt_ends_with_a_message_and_the_run_can_go_on(
     network: str, photographs: Path, tmp_path: Path
 ) -> None:
@@ -584,7 +603,7 @@ def test_an_interrupt_ends_with_a_message_and_the_run_can_go_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.rstrip().endswith("Interrupted. Files and layers already finished are kept.")
+    assert errors.rstrip().endswith(f"Interrupted. What was finished is kept in {folder}.")
     assert "Traceback" not in errors
     assert not (folder / "summary.json").exists()
     assert (folder / "settings.json").exists()

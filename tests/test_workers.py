@@ -7,6 +7,7 @@ import signal
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
@@ -246,3 +247,12 @@ def test_a_cluster_that_is_not_there_is_named():
     nobody = cluster("tcp://127.0.0.1:9", seconds=0.5)
     with pytest.raises(ValueError, match=r"no cluster answers at tcp://127\.0\.0\.1:9"), nobody:
         pass
+
+
+def test_ctrl_c_ends_workers_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    with processes(1) as make:
+        worker = make().submit(os.getpid).result()
+        sleeping = make().submit(sleep, 60)
+        os.kill(worker, signal.SIGINT)
+        assert isinstance(sleeping.exception(timeout=30), BrokenExecutor)
+    assert capfd.readouterr().err == ""
