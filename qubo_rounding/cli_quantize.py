@@ -84,9 +84,7 @@ def quantize(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="instead of a solver: auto, or adaround, block or distil[:key=value,...]"
-        ),
+        typer.Option(help="instead of a solver: auto, adaround, block or distil[:key=value,...]"),
     ] = None,
     finish: Annotated[
         bool, typer.Option("--finish", help="improve every layer behind its activation function")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from qubo_rounding.relaxed.reconstruction import (
     BlockReconstruction,
@@ -11,13 +11,19 @@ from qubo_rounding.relaxed.reconstruction import (
     Reconstruction,
 )
 from qubo_rounding.solvers import make_relaxation, make_solver
-from qubo_rounding.solvers.auto import DEFAULT_SOLVER
+from qubo_rounding.solvers.auto import DEFAULT_SOLVER, Auto
 from qubo_rounding.specification import made_from
+
+
+def _auto(effort: Literal["fast", "balanced", "best"] = DEFAULT_SOLVER.effort) -> Auto:
+    return Auto(effort)
+
 
 METHODS: dict[str, Callable[..., Any]] = {
     "adaround": Reconstruction,
     "block": BlockReconstruction,
     "distil": Distillation,
+    "auto": _auto,
 }
 
 _NAMED: dict[str, Callable[[str], Any]] = {
@@ -33,11 +39,10 @@ def method_options(text: str) -> dict[str, Any]:
 
     `adaround` is `Reconstruction`, `block` is `BlockReconstruction`, `distil` is `Distillation`,
     with their fields as keys (blocks by name with + between them, the whole network as `model`).
-    `auto` is the solver `Auto("fast")` on the Gram matrices.
+    `auto` is the solver `Auto` on the Gram matrices, with effort fast where none is given.
 
     Raises:
         ValueError: an unknown name or key, or a value that the method does not allow.
     """
-    if text.strip() == "auto":
-        return {"solver": DEFAULT_SOLVER}
-    return {"reconstruction": made_from(text, METHODS, "method", _NAMED, others=("auto",))}
+    made = made_from(text, METHODS, "method", _NAMED)
+    return {"solver" if isinstance(made, Auto) else "reconstruction": made}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -12,7 +12,6 @@ def made_from(
     table: Mapping[str, Callable[..., Any]],
     kind: str,
     named: Mapping[str, Callable[[str], Any]],
-    others: Sequence[str] = (),
 ) -> Any:
     """What `NAME[:key=value,...]` describes, NAME a key of the table.
 
@@ -23,14 +22,13 @@ def made_from(
         table: what makes each object from its options.
         kind: of the objects, for messages.
         named: how to read the values of some keys.
-        others: names that messages offer besides those of the table.
 
     Raises:
         ValueError: an unknown name or key, or a value that is not allowed.
     """
     name, _, options = text.strip().partition(":")
     if name not in table:
-        raise ValueError(f"there is no {kind} {name!r}; there are {', '.join([*table, *others])}.")
+        raise ValueError(f"there is no {kind} {name!r}; there are {', '.join(table)}.")
     factory = table[name]
     known = inspect.signature(factory).parameters
     values: dict[str, Any] = {}

@@ -210,12 +210,14 @@ def test_methods_have_names() -> None:
     assert method_options("block:blocks=model,divergence=kl") == {"reconstruction": whole}
     assert method_options("distil:iterations=9") == {"reconstruction": Distillation(iterations=9)}
     assert method_options("auto") == {"solver": Auto("fast")}
+    assert method_options("auto:effort=best") == {"solver": Auto("best")}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("brecq", "there is no method 'brecq'; there are adaround, block, distil, auto"),
+        ("auto:effort=none", "give one of fast, balanced, best"),
         ("adaround:steps=5", "'steps=5' is no option of adaround"),
         ("adaround:positions=few", "'positions=few' does not fit"),
         ("adaround:relaxation=soft", "there is no relaxation 'soft'"),
