@@ -38,11 +38,11 @@ def write_page(
         records = [LayerRecord(**layer) for layer in summary["layers"]]
         chosen = _chosen(run, records, layer)
         parts = _sections(summary, records, _close_up(run, chosen, records))
-    except (KeyError, TypeError) as error:
+        title = f"{summary.get('model', run.name)}: {_bits(records)}"
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{run / 'summary.json'} lacks what a run writes ({error}); run quantize again."
         ) from None
-    title = f"{summary.get('model', run.name)}: {_bits(records)}"
     return write_html(run / "report.html" if path is None else Path(path), title, parts)
 
 

@@ -58,24 +58,28 @@ def read_records(path: str | Path, kind: type[Kind] = Record) -> list[Kind]:
         kind: of the records in it.
 
     Raises:
-        ValueError: other columns than such a record's, a value of a wrong kind, or Parquet without
-            pyarrow.
+        ValueError: no CSV, other columns than such a record's, a value of a wrong kind, or Parquet
+            without pyarrow.
     """
     columns = _columns(kind)
     if Path(path).suffix == ".parquet":
         rows = _pyarrow().read_table(path).to_pylist()
         _check_columns(path, rows[0] if rows else columns, columns)
         return [kind(**row) for row in rows]
-    with Path(path).open(newline="") as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or [], columns)
+    try:
+        with Path(path).open(newline="") as file:
+            reader = csv.DictReader(file)
+            there, lines = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no readable CSV file ({error}).") from None
+    _check_columns(path, there, columns)
+    records = []
+    for line, row in lines:
         try:
-            return [
-                kind(**{name: _parsed(row[name], of) for name, of in columns.items()})
-                for row in reader
-            ]
+            records.append(kind(**{name: _parsed(row[name], of) for name, of in columns.items()}))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}.") from None
+            raise ValueError(f"{path}, line {line}: {error}.") from None
+    return records
 
 
 def _columns(kind: type[Provenance]) -> dict[str, Any]:

@@ -140,6 +140,22 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
             write_page(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": [record(0), record(1, bits="four")]},
+        {"layers": None},
+        {"skipped": ["norm"]},
+        {"networks": 3},
+        {"seconds": None},
+    ],
+    ids=["bits", "layers", "skipped", "networks", "seconds"],
+)
+def test_a_damaged_summary_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"summary\.json lacks what a run writes"):
+        write_page(write_run(tmp_path, **changes))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_shows_it_and_tables_sort(tmp_path: Path) -> None:
     assert CHROMIUM is not None

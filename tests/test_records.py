@@ -45,6 +45,16 @@ def test_a_foreign_table_is_named(tmp_path):
         read_records(path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"problem\n" + 200_000 * b"x", b"problem\n\xff\xfe"], ids=["long", "no text"]
+)
+def test_a_file_that_is_no_csv_is_named(tmp_path, content):
+    path = tmp_path / "records.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"records\.csv is no readable CSV file"):
+        read_records(path)
+
+
 def test_a_damaged_line_is_named(problem, tmp_path):
     (record,) = compare({"p": problem}, {"near": Nearest()})
     path = write_records(tmp_path / "records.csv", [record])
