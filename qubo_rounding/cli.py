@@ -153,7 +153,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the page; RUN/report.html if not given")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="which layer to show closely")] = None,
+    layer: Annotated[str | None, typer.Option(help="which layer of a run to show closely")] = None,
 ) -> None:
     """Write one HTML page about a run or a study: tables that sort, and pictures.
 
@@ -162,6 +162,8 @@ def report(
     if output:
         check_folder_of(output)
     if is_study(run):
+        if layer is not None:
+            raise ValueError(f"{run} is a study; --layer goes with the folder of a run.")
         typer.echo(write_study_page(run, output))
     else:
         typer.echo(write_page(run, output, layer=layer))

@@ -212,6 +212,7 @@ def test_compare_networks_prints_a_table_and_resumes(
     output_of(*call)
     assert read_records(table, NetworkRecord) == records[:2]  # the study's, times and all
     assert output_of("report", study).strip() == str(study / "report.html")
+    assert "is a study; --layer goes with" in refused("report", study, "--layer", "stem")
 
 
 def test_quantize_takes_the_scales_of_an_encodings_file(
