@@ -210,8 +210,10 @@ def _tell_tables(result: QuantisedNetwork, table: list[dict[str, Any]]) -> None:
     rows = [
         {"layer": r.name, "energy / nearest": r.ratio, "flips": r.flips} for r in result.records
     ]
+    typer.echo(f"{markdown_table(rows)}\n")
     scores = [{k: v for k, v in row.items() if k not in NOT_PRINTED} for row in table]
-    typer.echo(f"{markdown_table(rows)}\n\n{markdown_table(scores)}")
+    if any(len(row) > 1 for row in scores):  # without images to judge by there are only names
+        typer.echo(f"{markdown_table(scores)}\n")
 
 
 def _tell_layer(record: LayerRecord) -> None:
