@@ -25,14 +25,21 @@ ModelSpec = Annotated[
     ),
 ]
 Images = Annotated[
-    Path, typer.Option("--images", help="class folders, or a CSV with path and class_index")
+    Path,
+    typer.Option(
+        "--images",
+        help="folder of images or of class folders, or a CSV with path and class_index",
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(help="take this many images, spread evenly")]
 Bits = Annotated[int, typer.Option(help="bits a weight, 2 to 8")]
 Granularity = Annotated[
     Literal["channel", "tensor"], typer.Option(help="one scale a channel or one a layer")
 ]
-Bias = Annotated[Literal["refit", "keep"], typer.Option(help="may the bias absorb mean errors?")]
+Bias = Annotated[
+    Literal["refit", "keep"],
+    typer.Option(help="let biases absorb mean errors, or keep them"),
+]
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
 Shrink = Annotated[
     float, typer.Option(help="share that correlations of inputs lose; gptq on few images needs it")

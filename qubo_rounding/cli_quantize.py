@@ -66,7 +66,7 @@ def quantize(
     limit: Limit = None,
     skip_unreadable: SkipUnreadable = False,
     views: Annotated[
-        int, typer.Option(help="calibrate on each image and so many less one windows of it")
+        int, typer.Option(help="calibrate on each image and VIEWS - 1 windows of it")
     ] = 1,
     eval_images: Annotated[
         Path | None, typer.Option("--eval", help="labelled images to judge by, as --images")
