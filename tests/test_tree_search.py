@@ -45,6 +45,37 @@ def test_hundreds_of_rows_end_at_the_optimum_of_enumeration(name: str) -> None:
     assert_optimal(HARD_ROWS[name], TreeSearch(start=Nearest()))
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-15, 1e-12, 1e-10])
+def test_a_relaxed_bound_that_meets_the_optimum_leaves_no_garbage(noise: float) -> None:
+    """Targets on the grid and a singular matrix: the smallest ellipsoid would be a point."""
+    for seed in range(12):
+        draw = torch.Generator().manual_seed(seed)
+        for d, rank in ((3, 1), (6, 3), (10, 2)):
+            factor = torch.randn(1, d, rank, generator=draw, dtype=torch.float64)
+            target = torch.randn(1, 4, d, generator=draw, dtype=torch.float64).mul(3).round()
+            target += noise * torch.randn(1, 4, d, generator=draw, dtype=torch.float64)
+            low = target.floor().to(torch.int16)
+            scale = torch.rand(1, 4, 1, generator=draw, dtype=torch.float64) + 0.1
+            problem = RoundingProblem(factor @ factor.mT, target, scale, low, low + 1)
+            solution = TreeSearch(start=Nearest()).solve(problem)
+            optimum = Enumeration().solve(problem).energy
+            room = 1e-12 * problem.unit[..., 0]
+            assert bool((solution.energy <= problem.energy(problem.nearest()) + room).all())
+            assert bool((solution.energy <= optimum + room)[solution.proven].all())
+            assert solution.lower_bound is not None
+            assert bool((solution.lower_bound <= optimum).all())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bounds_of_wide_ranges_are_no_lower_than_the_simple_one(bits: int) -> None:
+    problem = random_problem(1, 3, 96, seed=1, bits=bits, free=True)
+    simple = eigenvalue_bound(problem)
+    assert bool((sdp_bound(problem) >= simple).all())
+    limited = TreeSearch(max_nodes=1000, start=Nearest()).solve(problem).lower_bound
+    assert limited is not None
+    assert bool((limited > 0).all())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_an_indefinite_matrix_is_searched_where_weights_are_up_down(seed: int) -> None:
     assert_optimal(indefinite(seed), TreeSearch())

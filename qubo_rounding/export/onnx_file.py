@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from qubo_rounding.atomic import atomic_path
 from qubo_rounding.export.row_grids import in_layer, row_grid
+from qubo_rounding.extras import imported
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, find_layers, weight_of
 from qubo_rounding.network import QuantisedNetwork
@@ -50,7 +50,7 @@ def write_onnx(
             transposed convolutions with a scale a channel, which DequantizeLinear cannot tell; an
             unnamed or derived weight; weights in half or double precision.
     """
-    onnx = _imported()
+    onnx = imported("onnx", "onnx")
     layers = find_layers(result.model).layers
     weights = {name: weight_of(result.model, layers[name]) for name in result.layers}
     if others := {weight.dtype for weight in weights.values()} - {torch.float32}:
@@ -80,15 +80,6 @@ def write_onnx(
     with atomic_path(path) as temporary:
         onnx.save(model, temporary)
     return Path(path)
-
-
-def _imported() -> ModuleType:
-    try:
-        return importlib.import_module("onnx")
-    except ImportError as error:
-        raise ValueError(
-            f'The package onnx cannot be imported ({error}); pip install "qubo-rounding[onnx]".'
-        ) from error
 
 
 @contextmanager

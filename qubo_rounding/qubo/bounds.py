@@ -138,7 +138,8 @@ def sdp_bound(problem: RoundingProblem, sweeps: int = 200) -> Tensor:
     The dual of the semidefinite relaxation by low-rank coordinate ascent: unit vectors stand for
     the spins, each in turn is set against the sum that the others pull it with, and the lengths of
     these sums are the dual variables. Whatever accuracy they have reached, a uniform shift that
-    certainly leaves a positive semidefinite matrix makes the bound valid.
+    certainly leaves a positive semidefinite matrix makes the bound valid. Where weights have more
+    than two levels `eigenvalue_bound` may be higher, and is taken.
 
     Args:
         problem: any rounding problem, on any device; the Gram matrix may be indefinite.
@@ -160,6 +161,9 @@ def sdp_bound(problem: RoundingProblem, sweeps: int = 200) -> Tensor:
     batches = list(row_batches(problem.g, problem.r, 1, _rows_at_once(problem)))
     for at in watched(batches, "bounds"):
         bounds[at] = _bounds(SpinRows.of(problem.part(*at)), sweeps)
+    if not problem.is_binary:  # of a wide range each negative dual variable pays for the ends
+        taken = bounds > -torch.inf
+        bounds = torch.where(taken, torch.maximum(bounds, eigenvalue_bound(problem)), bounds)
     return bounds
 
 

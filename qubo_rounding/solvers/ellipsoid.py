@@ -23,6 +23,9 @@ from qubo_rounding.solvers.dense_kernels import factorise, invert, solve_factore
 _NEWTON_STEPS = 100
 _CENTRED = 0.02  # Newton decrement^2, relative to mu, at which the volume no longer falls visibly
 _BARRIER = 0.1  # its barrier weight: the fitted diagonal keeps about a tenth below its optimum
+# Gap of the bound to the incumbent, a spin and in the row's unit, below which a smaller ellipsoid
+# would make a singular matrix of what is left: search tables drown in its rounding errors.
+_REACHED = 1e-12
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -101,7 +104,7 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # p
     _, base, log_det = _evaluate(matrix, slope, shift, charge, work, lower, centre)
     for _ in range(_NEWTON_STEPS):
         mu = weight * base / n if weight > 0 else (ceiling - base) / n
-        if mu <= 0:  # the bound has reached the incumbent
+        if mu <= (0.0 if weight > 0 else _REACHED):  # the bound has reached the incumbent
             break
         invert(lower, work, inverse)
         decrement = _newton_direction(

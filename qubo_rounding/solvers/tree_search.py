@@ -135,6 +135,7 @@ class RowSearch:
         self._certified = -np.inf  # below this energy there are no levels
         self._size = row.size  # of the terms that energies are summed from
         self.nodes = 0
+        self._trusted = True  # the trees' costs have been those of their leaves
         # Steps so small that their products underflow leave nothing to search either.
         self.proven = not (row.matrix.any() or row.slope.any())
 
@@ -156,13 +157,16 @@ class RowSearch:
         """Search until the optimum is proven or a limit is reached."""
         if self.proven:
             return
-        tree, _ = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
+        tree, base = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
         self._search_below(tree, self._ceiling(), min(_EASY_NODES, self._max_nodes))
         if self.proven:
             return
-        self._certified = sdp_bound_of(self._row) / self._row.unit - self._row.offset
-        if not self._spent():
+        bound = sdp_bound_of(self._row) / self._row.unit - self._row.offset
+        self._certified = max(bound, base - self._slack())
+        if self._trusted and not self._spent():
             self._search_radii(*self._grow(fits=_HARD_FITS))
+        if not self._trusted:
+            self._certified = bound
 
     def _grow(self, fits: int) -> tuple[Tree, float]:
         """The tree in the smallest ellipsoid of the incumbent, and its lower bound."""
@@ -209,14 +213,28 @@ class RowSearch:
             self.nodes += used
             budget -= used
             if reached < ceiling:
+                if not self._take(tree, reached):
+                    self._trusted = False
+                    return False
                 ceiling, found = reached, True
-                self._spins[tree.order] = tree.best
-                self._incumbent = self._row.energy(self._spins) / self._row.unit - self._row.offset
             if tree.place[0] > n:
                 self.proven = found or ceiling >= self._ceiling()
                 return True
             if budget <= 0 or self._halted():
                 return False
+
+    def _take(self, tree: Tree, reached: float) -> bool:
+        """Make the tree's leaf the incumbent where it is better; False if its cost was wrong.
+
+        Where rounding errors of a tree exceed what its proofs allow for, nothing follows from it.
+        """
+        spins = np.empty_like(self._spins)
+        spins[tree.order] = tree.best
+        energy = self._row.energy(spins) / self._row.unit - self._row.offset
+        was_right = abs(energy - reached) <= self._slack()
+        if energy < self._incumbent:
+            self._spins, self._incumbent = spins, energy
+        return was_right
 
     def _spent(self) -> bool:
         return self.nodes >= self._max_nodes or self._halted()
