@@ -26,12 +26,14 @@ from qubo_rounding.solvers import (
     Descent,
     DimodSampler,
     Enumeration,
+    FirstThatAccepts,
     Given,
     Gptq,
     Nearest,
     RefusedError,
     Solver,
     Stochastic,
+    TreeSearch,
     dimod_exact,
     dwave_annealing,
     dwave_descent,
@@ -41,6 +43,7 @@ from qubo_rounding.solvers import (
 from qubo_rounding.solvers.metropolis import from_blocks, in_blocks, metropolis_sweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.testing import planted_problem, random_problem
+from qubo_rounding.watch import watching
 
 
 def group_wise(problem: RoundingProblem) -> RoundingProblem:
@@ -101,7 +104,42 @@ SMALL = {
 every_small = pytest.mark.parametrize("problem", SMALL.values(), ids=SMALL)
 
 
+def test_a_singular_matrix_is_refused_beforehand_or_not_at_all() -> None:
+    """Its permuted copy may fail to factor where it does not."""
+    for seed in range(60):
+        problem = random_problem(1, 2, 12, rank=11, seed=seed)
+        FirstThatAccepts((Gptq(damping=0.0), Nearest())).solve(problem)
+
+
 # Enumeration
+
+
+def test_enumeration_survives_energies_that_cancel_and_claims_no_more_than_it_knows() -> None:
+    draw = torch.Generator().manual_seed(0)
+    d = 16
+    factor = torch.randn(1, d, d, generator=draw, dtype=torch.float64)
+    target = torch.rand(1, 4, d, generator=draw, dtype=torch.float64) * 6 - 3
+    target -= target.mean(dim=2, keepdim=True)
+    low = target.floor().to(torch.int16)
+    problem = RoundingProblem(
+        factor @ factor.mT / d + 1e10, target, torch.ones(1, 4, 1).double(), low, low + 1
+    )
+    found, proven = Enumeration().solve(problem), TreeSearch(start=Nearest()).solve(problem)
+    assert found.lower_bound is not None
+    assert bool((found.lower_bound <= proven.energy).all())
+    assert bool((found.energy <= proven.energy + 1e-4).all())
+
+
+def test_enumeration_ends_at_a_time_limit_and_tells_the_rows_that_are_left() -> None:
+    problem = random_problem(1, 40, 18, seed=0)
+    Enumeration().solve(problem.part(rows=slice(0, 1)))  # compiled off the clock
+    with watching(time_limit=1e-9):
+        solution = Enumeration().solve(problem)
+    assert solution.stats["rows_left"] == 40
+    assert solution.lower_bound is not None
+    assert bool(solution.lower_bound.isnan().all())
+    assert torch.equal(solution.levels, problem.nearest())
+    assert Enumeration().solve(problem).stats["rows_left"] == 0
 
 
 @every_small

@@ -4,6 +4,7 @@
 import math
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class Triangular:
         return _scatter(levels, self.order)
 
 
+# Solvers that begin with others ask the same of a problem again and again.
+_REFUSALS: WeakKeyDictionary[RoundingProblem, dict[tuple[float, str], str | None]]
+_REFUSALS = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class TriangularSolver(Solver):
     """Base of the solvers that round column by column; it refuses what Cholesky cannot factor.
@@ -79,8 +85,12 @@ class TriangularSolver(Solver):
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Not positive definite even when damped?"""
-        _, info = torch.linalg.cholesky_ex(self._damped(problem))
-        return self._not_definite(info) if bool(info.any()) else None
+        known, key = _REFUSALS.setdefault(problem, {}), (self.damping, self.order)
+        if key not in known:
+            # Of the very matrix that is to be factored: another order's rounding errors may differ.
+            _, info = torch.linalg.cholesky_ex(self._ordered(problem, self._column_order(problem)))
+            known[key] = self._not_definite(info) if bool(info.any()) else None
+        return known[key]
 
     def triangular(self, problem: RoundingProblem) -> Triangular:
         """The problem's triangular form, damped and ordered.
@@ -89,8 +99,8 @@ class TriangularSolver(Solver):
             RefusedError: the damped Gram matrix is not positive definite.
         """
         order = self._column_order(problem)
-        factor, info = torch.linalg.cholesky_ex(_permute(self._damped(problem), order))
-        if bool(info.any()):  # rounding errors may differ from the unpermuted matrix's
+        factor, info = torch.linalg.cholesky_ex(self._ordered(problem, order))
+        if bool(info.any()):
             raise RefusedError(self._not_definite(info))
         centre = problem.target
         if problem.linear is not None:
@@ -102,9 +112,10 @@ class TriangularSolver(Solver):
         taken = (_take(tensor.expand_as(problem.target), order) for tensor in of_rows)
         return Triangular(order, factor, self._added(problem), *taken)
 
-    def _damped(self, problem: RoundingProblem) -> Tensor:
+    def _ordered(self, problem: RoundingProblem, order: Tensor) -> Tensor:
+        """(g, d, d) the damped matrix, its columns in the order of rounding."""
         eye = torch.eye(problem.d, dtype=torch.float64, device=problem.device)
-        return problem.gram + self._added(problem) * eye
+        return _permute(problem.gram + self._added(problem) * eye, order)
 
     def _added(self, problem: RoundingProblem) -> Tensor:
         """(g, 1, 1) what damping adds to the diagonal."""
