@@ -64,6 +64,7 @@ from qubo_rounding.relaxed.activations import (
 )
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.relaxed.softening import (
+    KeptLevels,
     PlainSigmoid,
     RectifiedSigmoid,
     Relaxation,
@@ -132,6 +133,7 @@ __all__ = [
     "Gram",
     "Grid",
     "KBest",
+    "KeptLevels",
     "Klein",
     "Layer",
     "LayerSettings",

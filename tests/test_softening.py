@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qubo_rounding.relaxed.softening import (
     RELAXATIONS,
+    KeptLevels,
     PlainSigmoid,
     RectifiedSigmoid,
     Relaxation,
@@ -152,3 +153,10 @@ def wide(problem: object) -> object:
     low, high = np.iinfo(np.int16).min // 2, np.iinfo(np.int16).max // 2
     ones = torch.ones_like(problem.low)  # pyright: ignore
     return replace(problem, low=low * ones, high=high * ones)  # pyright: ignore
+
+
+def test_kept_levels_stay_those_of_the_start() -> None:
+    problem = random_problem(1, 4, 20, seed=3)
+    start = Gptq().solve(problem)
+    solver = AdaRound(iterations=30, lr=1.0, relaxation=KeptLevels(), start=Gptq())
+    assert torch.equal(solver.solve(problem).levels, start.levels)

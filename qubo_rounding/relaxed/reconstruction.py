@@ -19,7 +19,7 @@ from qubo_rounding.relaxed.choices import choices_of
 from qubo_rounding.relaxed.course import Course
 from qubo_rounding.relaxed.objective import Objective
 from qubo_rounding.relaxed.soft_levels import SoftLevels
-from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation, StraightThrough
+from qubo_rounding.relaxed.softening import KeptLevels, RectifiedSigmoid, Relaxation
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver
@@ -125,21 +125,22 @@ class BlockReconstruction(Reconstruction):
 
 @dataclass(frozen=True)
 class Distillation(BlockReconstruction):
-    """The whole network at once, on the float network's answers: what costs and gives most.
+    """The whole network at once, on the float network's answers.
 
-    Starts at levels that layers were rounded to one by one, and moves weights, rounded on the way
-    forward, biases and activation steps together. With so many at once to fit few images it learns
-    these by heart: give it several views of each (`Images.augmented`), and judge on others.
+    Starts at levels that layers were rounded to one by one, keeps them, and moves biases, the
+    scales of the weights and the steps of activations together. `StraightThrough` moves the levels
+    too: with so many at once to fit few images it learns these by heart, and wants a smaller `lr`
+    (3e-3), more iterations and several views of each image (`Images.augmented`).
 
     Args: as those of `BlockReconstruction`, with other defaults.
 
-    Source: Hinton et al. 2015, arXiv 1503.02531; Bengio et al. 2013, arXiv 1308.3432.
+    Source: Hinton et al. 2015, arXiv 1503.02531; Esser et al. 2020, arXiv 1902.08153, for scales.
     """
 
-    iterations: int = 500
-    lr: float = 3e-3
+    iterations: int = 150
+    lr: float = 2e-2
     start: Solver | None = field(default_factory=lambda: Annealing(sweeps=300, reads=1))
-    relaxation: Relaxation = field(default_factory=StraightThrough)
+    relaxation: Relaxation = field(default_factory=KeptLevels)
     blocks: tuple[str, ...] | None = ("",)
     divergence: Literal["squared", "kl"] = "kl"
     scale_lr: float = 2e-4

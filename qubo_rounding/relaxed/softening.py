@@ -192,9 +192,31 @@ class StraightThrough(Relaxation):
         return 1 - progress
 
 
+@dataclass(frozen=True)
+class KeptLevels(Relaxation):
+    """No relaxation: the levels stay those of the start, biases and scales are learned around them.
+
+    Few values for few images: they carry over to others where millions of levels do not. The step
+    size falls to zero along a line.
+    """
+
+    def start(self, share: Tensor, room: Tensor) -> Tensor:
+        """See `Relaxation.start`."""
+        return share.round()
+
+    def soften(self, v: Tensor, room: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """See `Relaxation.soften`."""
+        return v.clone(), torch.zeros_like(v)
+
+    def rate(self, progress: float) -> float:
+        """See `Relaxation.rate`."""
+        return 1 - progress
+
+
 RELAXATIONS: dict[str, type[Relaxation]] = {
     "rectified_sigmoid": RectifiedSigmoid,
     "plain_sigmoid": PlainSigmoid,
     "temperature_sigmoid": TemperatureSigmoid,
     "straight_through": StraightThrough,
+    "kept_levels": KeptLevels,
 }
