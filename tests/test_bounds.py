@@ -82,6 +82,14 @@ def test_the_sdp_bound_is_at_least_the_eigenvalue_bound() -> None:
     assert float((sdp - eigenvalue).min()) > 0  # and really better on such rows
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_sdp_bound_is_at_least_the_eigenvalue_bound_of_wide_weights(bits: int) -> None:
+    problem = random_problem(2, 5, 12, seed=3, bits=bits, free=True)
+    bound = sdp_bound(problem)
+    assert bool((bound >= eigenvalue_bound(problem)).all())
+    assert bool((bound > 0).all())
+
+
 def test_the_sdp_bound_reaches_the_relaxation_s_optimum() -> None:
     """Weak duality from the other side: the vectors' own objective is at least the bound."""
     row = spin_row(random_problem(1, 1, 10, seed=5), 0, 0)

@@ -41,6 +41,21 @@ def test_energies_are_the_problem_s(free: bool, scale: float) -> None:
                 assert energy == pytest.approx(float(solution.energy[group, i]), rel=1e-12)
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_the_size_is_the_sum_of_absolute_terms(free: bool) -> None:
+    problem = partly_fixed() if free else random_problem(2, 3, 6, seed=1, linear=True)
+    row, reach = spin_row(problem, 1, 2), np.full(6, 0.0)
+    middle = problem.low[1, 2].double().numpy()
+    middle[row.columns] = row.anchor + 0.5
+    scale = problem.scale.expand_as(problem.target)[1, 2].numpy()
+    error = np.abs(scale * (middle - problem.target[1, 2].numpy()))
+    reach[row.columns] = row.ends * scale[row.columns] / 2
+    assert problem.linear is not None
+    gross = np.abs(problem.gram[1].numpy()) @ (error + reach) + np.abs(problem.linear[1, 2].numpy())
+    expected = (error + reach) @ gross + abs(float(problem.offset[1, 2]))
+    assert row.unit * row.size(row.ends) == pytest.approx(expected)
+
+
 def test_up_down_weights_are_minus_and_plus_one() -> None:
     problem = random_problem(1, 2, 5, seed=2)
     row = spin_row(problem, 0, 1)

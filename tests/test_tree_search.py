@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,37 +46,6 @@ def test_hundreds_of_rows_end_at_the_optimum_of_enumeration(name: str) -> None:
     assert_optimal(HARD_ROWS[name], TreeSearch(start=Nearest()))
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-15, 1e-12, 1e-10])
-def test_a_relaxed_bound_that_meets_the_optimum_leaves_no_garbage(noise: float) -> None:
-    """Targets on the grid and a singular matrix: the smallest ellipsoid would be a point."""
-    for seed in range(12):
-        draw = torch.Generator().manual_seed(seed)
-        for d, rank in ((3, 1), (6, 3), (10, 2)):
-            factor = torch.randn(1, d, rank, generator=draw, dtype=torch.float64)
-            target = torch.randn(1, 4, d, generator=draw, dtype=torch.float64).mul(3).round()
-            target += noise * torch.randn(1, 4, d, generator=draw, dtype=torch.float64)
-            low = target.floor().to(torch.int16)
-            scale = torch.rand(1, 4, 1, generator=draw, dtype=torch.float64) + 0.1
-            problem = RoundingProblem(factor @ factor.mT, target, scale, low, low + 1)
-            solution = TreeSearch(start=Nearest()).solve(problem)
-            optimum = Enumeration().solve(problem).energy
-            room = 1e-12 * problem.unit[..., 0]
-            assert bool((solution.energy <= problem.energy(problem.nearest()) + room).all())
-            assert bool((solution.energy <= optimum + room)[solution.proven].all())
-            assert solution.lower_bound is not None
-            assert bool((solution.lower_bound <= optimum).all())
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_bounds_of_wide_ranges_are_no_lower_than_the_simple_one(bits: int) -> None:
-    problem = random_problem(1, 3, 96, seed=1, bits=bits, free=True)
-    simple = eigenvalue_bound(problem)
-    assert bool((sdp_bound(problem) >= simple).all())
-    limited = TreeSearch(max_nodes=1000, start=Nearest()).solve(problem).lower_bound
-    assert limited is not None
-    assert bool((limited > 0).all())
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_an_indefinite_matrix_is_searched_where_weights_are_up_down(seed: int) -> None:
     assert_optimal(indefinite(seed), TreeSearch())
@@ -99,9 +69,65 @@ def test_a_row_of_forty_weights_is_proven_below_annealing() -> None:
     assert bool((solution.energy <= Annealing().solve(problem).energy).all())
 
 
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_free_rows_are_proven_however_wide_their_range(bits: int) -> None:
+    """Rounding errors count where the search goes, not at the farthest level."""
+    posed = random_problem(1, 4, 12, seed=36, bits=8, free=True)
+    half = 2 ** (bits - 1)
+    low, high = (torch.full_like(posed.low, end) for end in (-half, half - 1))
+    solution = TreeSearch().solve(replace(posed, low=low, high=high))
+    assert bool(solution.proven.all())
+
+
+def test_bounds_of_wide_rows_hold_in_exact_arithmetic() -> None:
+    for rank in (None, 1):
+        problem = random_problem(1, 5, 3, seed=38, bits=4, free=True, rank=rank)
+        for nodes in (1, 10**8):
+            solution = TreeSearch(max_nodes=nodes, start=Nearest()).solve(problem)
+            assert_below_in_exact_arithmetic(solution.lower_bound, problem)
+
+
+def test_a_limited_search_of_wide_rows_certifies_the_bound_of_its_tree() -> None:
+    problem = random_problem(1, 2, 60, seed=37, bits=8, free=True)
+    bound = TreeSearch(max_nodes=1).solve(problem).lower_bound
+    assert bool((bound > eigenvalue_bound(problem)).all())
+
+
 def test_a_planted_optimum_is_found() -> None:
     problem, hidden = planted_problem(2, 3, 12, seed=5)
     assert torch.equal(TreeSearch(start=Nearest()).solve(problem).levels, hidden)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-14, 1e-10, 1e-6])
+@pytest.mark.parametrize(("d", "rank"), [(3, 1), (6, 2), (10, 5), (10, 9)])
+def test_targets_on_the_grid_of_a_singular_matrix_end_at_the_optimum(
+    noise: float, d: int, rank: int
+) -> None:
+    """The relaxed bound reaches the incumbent, and the smallest ellipsoid has no volume."""
+    problem = random_problem(4, 25, d, seed=41, rank=rank)
+    target = problem.target.round() + noise * (problem.target - problem.target.round())
+    low = target.floor().to(torch.int16)
+    problem = replace(problem, target=target, low=low, high=low + 1)
+    optimum, room = Enumeration().solve(problem).energy, 1e-12 * problem.unit[..., 0]
+    solution = TreeSearch(start=Nearest()).solve(problem)
+    assert bool((solution.energy <= optimum + room).all())
+    assert bool((solution.lower_bound <= optimum).all())
+    assert bool((solution.gap <= 1e-9 * optimum + room).all())
+
+
+def test_leaves_of_wrong_tables_are_neither_taken_nor_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sunk(*arguments: Any) -> Tree:
+        tree = grow_tree(*arguments)
+        tree.cost[-1] -= 1
+        return tree
+
+    monkeypatch.setattr("qubo_rounding.solvers.tree_search.grow_tree", sunk)
+    problem, start = random_problem(1, 8, 12, seed=42), Annealing()
+    solution = TreeSearch(start=start).solve(problem)
+    assert_honest(problem, solution, start)
+    assert bool((solution.lower_bound <= Enumeration().solve(problem).energy).all())
 
 
 # limits

@@ -139,7 +139,8 @@ def sdp_bound(problem: RoundingProblem, sweeps: int = 200) -> Tensor:
     the spins, each in turn is set against the sum that the others pull it with, and the lengths of
     these sums are the dual variables. Whatever accuracy they have reached, a uniform shift that
     certainly leaves a positive semidefinite matrix makes the bound valid. Where weights have more
-    than two levels `eigenvalue_bound` may be higher, and is taken.
+    than two levels, inequalities loosen it by the square of their range, and the eigenvalue bound,
+    which knows only one sign of shift at a time, is often the better: the greater one is returned.
 
     Args:
         problem: any rounding problem, on any device; the Gram matrix may be indefinite.
@@ -147,7 +148,8 @@ def sdp_bound(problem: RoundingProblem, sweeps: int = 200) -> Tensor:
             within 0.4 % of the relaxation's optimum on most layers up to d = 1,280.
 
     Returns:
-        Bounds; -inf for rows that a time limit left out.
+        Bounds; for rows that a time limit left out -inf, or the eigenvalue bound where weights
+        have more than two levels.
 
     Raises:
         ValueError: sweeps is negative.
@@ -161,10 +163,7 @@ def sdp_bound(problem: RoundingProblem, sweeps: int = 200) -> Tensor:
     batches = list(row_batches(problem.g, problem.r, 1, _rows_at_once(problem)))
     for at in watched(batches, "bounds"):
         bounds[at] = _bounds(SpinRows.of(problem.part(*at)), sweeps)
-    if not problem.is_binary:  # of a wide range each negative dual variable pays for the ends
-        taken = bounds > -torch.inf
-        bounds = torch.where(taken, torch.maximum(bounds, eigenvalue_bound(problem)), bounds)
-    return bounds
+    return bounds if problem.is_binary else torch.maximum(bounds, eigenvalue_bound(problem))
 
 
 def sdp_bound_of(row: SpinRow, sweeps: int = 200) -> float:

@@ -87,8 +87,8 @@ class SpinRows:
     def of_row(cls, row: SpinRow) -> SpinRows:
         """One row, as g = r = 1 over its spins."""
         d = len(row.rest)
-        ends = np.maximum(np.abs(row.low), np.abs(row.high))
-        values = dict(slope=row.slope, offset=row.offset, unit=row.unit, largest=ends**2)
-        values |= dict(half=np.ones(row.n), rounding=(8 * d + 64) * _EPSILON * row.size)
+        values = dict(slope=row.slope, offset=row.offset, unit=row.unit, largest=row.ends**2)
+        size = row.size(row.ends)
+        values |= dict(half=np.ones(row.n), rounding=(8 * d + 64) * _EPSILON * size)
         tensors = {name: torch.from_numpy(np.array([[v]])) for name, v in values.items()}
         return cls(gram=torch.from_numpy((row.matrix + row.matrix.T) / 2)[None], **tensors)

@@ -24,8 +24,8 @@ class SpinRow:
         slope: (n,) b, in units of `unit`.
         offset: c, in units of `unit`.
         unit: energy scale, the mean absolute row sum of A and b; positive.
-        size: what the absolute values of all terms of an energy can add up to, fixed weights and
-            offset among them, in units of `unit`: rounding errors are small beside this.
+        rest_size: what the absolute values of all terms of c add up to, in units of `unit`.
+        slope_size: (n,) the same of b.
         low, high: (n,) smallest and largest spin, odd integers as float64.
         columns: (n,) the column each spin stands for.
         anchor: (n,) the level at s = -1.
@@ -36,7 +36,8 @@ class SpinRow:
     slope: np.ndarray
     offset: float
     unit: float
-    size: float
+    rest_size: float
+    slope_size: np.ndarray
     low: np.ndarray
     high: np.ndarray
     columns: np.ndarray
@@ -52,6 +53,18 @@ class SpinRow:
     def wide(self) -> np.ndarray:
         """(n,) bool: has this weight more than two levels?"""
         return self.high - self.low > 2
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(n,) the greatest |s|."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def size(self, reach: np.ndarray) -> float:
+        """What the absolute values of all terms of an energy add up to, where |s| <= reach (n,).
+
+        In units of `unit`, fixed weights and offset among them: rounding errors are small beside.
+        """
+        return float(reach @ (np.abs(self.matrix) @ reach + 2 * self.slope_size)) + self.rest_size
 
     def spins(self, levels: np.ndarray) -> np.ndarray:
         """(n,) float64 spins of levels (d,)."""
@@ -107,15 +120,14 @@ def spin_row(problem: RoundingProblem, group: int, row: int) -> SpinRow:
     slope = half * (passed + tilt)[columns]
     unit = float((np.abs(matrix).sum(axis=1) + np.abs(slope)).mean()) if len(columns) else 1.0
     unit = unit if unit > 0 else 1.0
-    reach = np.abs(error)
-    reach[columns] += half * np.maximum(np.abs(lowest), np.abs(highest))
-    size = float(reach @ (np.abs(gram) @ reach + 2 * np.abs(tilt))) + abs(offset)
+    gross, pulled = np.abs(gram) @ np.abs(error), np.abs(tilt)
     return SpinRow(
         matrix=matrix / unit,
         slope=slope / unit,
         offset=(float(error @ (passed + 2 * tilt)) + offset) / unit,
         unit=unit,
-        size=size / unit,
+        rest_size=(float(np.abs(error) @ (gross + 2 * pulled)) + abs(offset)) / unit,
+        slope_size=half * (gross + pulled)[columns] / unit,
         low=lowest,
         high=highest,
         columns=columns,

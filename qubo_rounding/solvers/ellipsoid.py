@@ -23,9 +23,7 @@ from qubo_rounding.solvers.dense_kernels import factorise, invert, solve_factore
 _NEWTON_STEPS = 100
 _CENTRED = 0.02  # Newton decrement^2, relative to mu, at which the volume no longer falls visibly
 _BARRIER = 0.1  # its barrier weight: the fitted diagonal keeps about a tenth below its optimum
-# Gap of the bound to the incumbent, a spin and in the row's unit, below which a smaller ellipsoid
-# would make a singular matrix of what is left: search tables drown in its rounding errors.
-_REACHED = 1e-12
+_LEAST = 1e-12  # mu, in a row's units: along a singular direction A - Y keeps about as much of A
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -102,9 +100,10 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # p
     work, lower, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     centre, direction, trial, moved = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     _, base, log_det = _evaluate(matrix, slope, shift, charge, work, lower, centre)
+    least = 0.0 if weight > 0 else _LEAST
     for _ in range(_NEWTON_STEPS):
         mu = weight * base / n if weight > 0 else (ceiling - base) / n
-        if mu <= (0.0 if weight > 0 else _REACHED):  # the bound has reached the incumbent
+        if mu <= least:  # the bound has reached the incumbent, and A - Y would be singular
             break
         invert(lower, work, inverse)
         decrement = _newton_direction(

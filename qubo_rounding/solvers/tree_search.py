@@ -131,11 +131,11 @@ class RowSearch:
     ) -> None:
         self._row, self._max_nodes, self._halted = row, max_nodes, halted
         self._spins = row.spins(levels)
-        self._incumbent = row.energy(self._spins) / row.unit - row.offset
+        self._incumbent = self._energy(self._spins)
         self._certified = -np.inf  # below this energy there are no levels
-        self._size = row.size  # of the terms that energies are summed from
+        self._size = row.size(row.ends)  # of the terms that energies are summed from
         self.nodes = 0
-        self._trusted = True  # the trees' costs have been those of their leaves
+        self._trusted = True  # what trees certify: their leaves have had the energies they tell
         # Steps so small that their products underflow leave nothing to search either.
         self.proven = not (row.matrix.any() or row.slope.any())
 
@@ -157,29 +157,43 @@ class RowSearch:
         """Search until the optimum is proven or a limit is reached."""
         if self.proven:
             return
-        tree, base = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
+        tree, _ = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
         self._search_below(tree, self._ceiling(), min(_EASY_NODES, self._max_nodes))
         if self.proven:
             return
-        bound = sdp_bound_of(self._row) / self._row.unit - self._row.offset
-        self._certified = max(bound, base - self._slack())
+        sdp = sdp_bound_of(self._row) / self._row.unit - self._row.offset
+        self._certified = max(self._certified, sdp)
         if self._trusted and not self._spent():
             self._search_radii(*self._grow(fits=_HARD_FITS))
         if not self._trusted:
-            self._certified = bound
+            self._certified = sdp
 
     def _grow(self, fits: int) -> tuple[Tree, float]:
-        """The tree in the smallest ellipsoid of the incumbent, and its lower bound."""
+        """The tree in the smallest ellipsoid of the incumbent, and its lower bound, certified."""
         row = self._row
         shift, fitted = first_shift(row.matrix, row.slope, row.wide)
-        largest = np.maximum(row.low**2, row.high**2)
-        charge = np.where(row.wide & (shift < 0), largest, 1.0)
+        charge = np.where(row.wide & (shift < 0), row.ends**2, 1.0)
         held = row.wide & fitted
         base = fit_shift(row.matrix, row.slope, self._incumbent, 0.0, shift, charge, fitted, held)
         tree = grow_tree(row.matrix, row.slope, shift, charge, row.wide, row.low, row.high, fits)
         # A root far below all energies leaves its rounding errors in those of the leaves.
-        self._size = max(self._size, row.n * abs(base))
+        self._size = max(row.size(self._reach(tree, base)), row.n * abs(base))
+        self._certified = max(self._certified, base - self._slack())
         return tree, base
+
+    def _reach(self, tree: Tree, base: float) -> np.ndarray:
+        """(n,) how far from 0 spins lie: the relaxed minimum's, and any not above the incumbent.
+
+        One spin's way from the minimum costs at least its square times its price. The farthest
+        level of a wide range is far outside the ellipsoid, and its rounding errors are no matter.
+        """
+        centre = np.abs(tree.centre[-1])
+        radius = np.sqrt(max(self._incumbent - base, 0.0) / tree.price[-1])
+        reach = np.empty(self._row.n)
+        reach[tree.order] = np.maximum(
+            centre, np.minimum(self._row.ends[tree.order], centre + radius)
+        )
+        return reach
 
     def _search_radii(self, tree: Tree, base: float) -> None:
         """Certify growing energies until the incumbent's is reached.
@@ -204,7 +218,8 @@ class RowSearch:
     def _search_below(self, tree: Tree, ceiling: float, budget: int) -> bool:
         """Search all of the tree below a ceiling; False if the budget or a limit ended it.
 
-        Where leaves are found, the least of them is the optimum as soon as the tree is done.
+        Where leaves are found, the least of them is the optimum as soon as the tree is done. A leaf
+        that does not have the energy it was found with also ends the search: its tables are wrong.
         """
         restart(tree)
         n, found = self._row.n, False
@@ -213,28 +228,27 @@ class RowSearch:
             self.nodes += used
             budget -= used
             if reached < ceiling:
-                if not self._take(tree, reached):
-                    self._trusted = False
-                    return False
                 ceiling, found = reached, True
+                self._trusted = self._accept(tree, reached)
+                if not self._trusted:
+                    return False
             if tree.place[0] > n:
                 self.proven = found or ceiling >= self._ceiling()
                 return True
             if budget <= 0 or self._halted():
                 return False
 
-    def _take(self, tree: Tree, reached: float) -> bool:
-        """Make the tree's leaf the incumbent where it is better; False if its cost was wrong.
-
-        Where rounding errors of a tree exceed what its proofs allow for, nothing follows from it.
-        """
+    def _accept(self, tree: Tree, cost: float) -> bool:
+        """Take the tree's best leaf where it is better; False if `cost` is not its energy."""
         spins = np.empty_like(self._spins)
         spins[tree.order] = tree.best
-        energy = self._row.energy(spins) / self._row.unit - self._row.offset
-        was_right = abs(energy - reached) <= self._slack()
+        energy = self._energy(spins)
         if energy < self._incumbent:
             self._spins, self._incumbent = spins, energy
-        return was_right
+        return abs(energy - cost) <= self._slack()
+
+    def _energy(self, spins: np.ndarray) -> float:
+        return self._row.energy(spins) / self._row.unit - self._row.offset
 
     def _spent(self) -> bool:
         return self.nodes >= self._max_nodes or self._halted()
