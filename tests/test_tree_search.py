@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +21,13 @@ from hard_rows import (
 )
 
 from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
-from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
+from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound, sdp_bound_of
 from qubo_rounding.qubo.spins import SpinRow, spin_row
-from qubo_rounding.solvers import Annealing, Enumeration, Gptq, Nearest, Solver
+from qubo_rounding.solvers import Annealing, Enumeration, Gptq, Nearest, Solver, ellipsoid
 from qubo_rounding.solvers.depth_first import Tree, grow_tree, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift, search_tables
 from qubo_rounding.solvers.solver import RefusedError
-from qubo_rounding.solvers.tree_search import TreeSearch
+from qubo_rounding.solvers.tree_search import RowSearch, TreeSearch
 from qubo_rounding.testing import planted_problem, random_problem
 from qubo_rounding.watch import watching
 
@@ -174,6 +175,20 @@ def test_rows_that_the_time_limit_kept_from_beginning_have_the_eigenvalue_bound(
     assert bool(solution.lower_bound[0, -1] == simple[0, -1])
 
 
+def test_a_limit_ends_the_fits_of_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = spin_row(random_problem(1, 1, 60, seed=7), 0, 0)
+    fits = []
+    steps = ellipsoid._newton_steps
+    monkeypatch.setattr(ellipsoid, "_newton_steps", lambda *own: fits.append(1) or steps(*own))
+    monkeypatch.setattr(ellipsoid, "_OPERATIONS", 1)  # the clock is looked at after every step
+    search = RowSearch(row, row.levels(row.low), 10**6, lambda: len(fits) >= 3)
+    search.run()
+    assert len(fits) == 3
+    assert search.lower_bound == pytest.approx(sdp_bound_of(row))
+    RowSearch(row, row.levels(row.low), 10**6, lambda: True).run()
+    assert len(fits) == 3
+
+
 def test_ctrl_c_returns_the_incumbent() -> None:
     problem, start = hard(), Nearest()
     TreeSearch(max_nodes=1, start=start).solve(problem)
@@ -234,6 +249,10 @@ def test_proofs_hold_where_huge_errors_cancel(seed: int) -> None:
 # the tables
 
 
+def never() -> bool:
+    return False
+
+
 def fitted(seed: int, free: bool = False) -> tuple[SpinRow, np.ndarray, float, float]:
     problem = random_problem(1, 1, 12, seed=seed, bits=3, free=free)
     row = spin_row(problem, 0, 0)
@@ -241,8 +260,8 @@ def fitted(seed: int, free: bool = False) -> tuple[SpinRow, np.ndarray, float, f
     shift, may_move = first_shift(row.matrix, row.slope, row.wide)
     charge = np.where(row.wide & (shift < 0), largest, 1.0)
     ceiling = row.energy(row.spins(problem.nearest()[0, 0].numpy())) / row.unit - row.offset
-    arguments = (row.matrix, row.slope, ceiling, 0.0, shift, charge, may_move, row.wide & may_move)
-    base = fit_shift(*arguments)
+    own = (shift, charge, may_move, row.wide & may_move)
+    base = fit_shift(row.matrix, row.slope, ceiling, 0.0, *own, never)
     return row, shift, base, ceiling
 
 
@@ -265,9 +284,10 @@ def test_the_ellipsoid_is_the_smallest(seed: int) -> None:
 
 
 @pytest.mark.parametrize("free", [False, True])
-def test_the_tables_say_what_fixing_spins_costs(free: bool) -> None:
+@pytest.mark.parametrize("halted", [never, lambda: True])
+def test_the_tables_say_what_fixing_spins_costs(free: bool, halted: Callable[[], bool]) -> None:
     row, shift, _, _ = fitted(5, free)
-    order, centre, price, pull, floor = search_tables(row.matrix, row.slope, shift, 4)
+    order, centre, price, pull, floor = search_tables(row.matrix, row.slope, shift, 4, halted)
     assert sorted(order) == list(range(row.n))
     matrix = (row.matrix - np.diag(shift))[np.ix_(order, order)]
     assert centre == pytest.approx(-np.linalg.solve(matrix, row.slope[order]))
@@ -286,7 +306,7 @@ def test_a_search_in_small_steps_visits_the_same_nodes() -> None:
     ones = np.ones(row.n)
 
     def tree() -> Tree:
-        return grow_tree(row.matrix, row.slope, shift, ones, row.wide, row.low, row.high, 4)
+        return grow_tree(row, shift, ones, 4, never)
 
     at_once, in_steps = tree(), tree()
     reached, nodes = search(at_once, ceiling, 10**9)

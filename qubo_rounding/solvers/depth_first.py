@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numba
 import numpy as np
 
+from qubo_rounding.qubo.spins import SpinRow
 from qubo_rounding.solvers.ellipsoid import search_tables
 
 _FLAT = 1e-14  # relative: a negative shift has cancelled the price but for rounding errors
@@ -37,15 +39,17 @@ class Tree(NamedTuple):
     place: np.ndarray  # (1,) int64, undecided spins at the current node; n + 1 when done
 
 
-def grow_tree(matrix, slope, shift, charge, wide, low, high, fits: int) -> Tree:  # pyright: ignore
-    """The tree of one row, at its root; arguments as in `ellipsoid.fit_shift`."""
-    order, centre, price, pull, floor = search_tables(matrix, slope, shift, fits)
+def grow_tree(
+    row: SpinRow, shift: np.ndarray, charge: np.ndarray, fits: int, halted: Callable[[], bool]
+) -> Tree:
+    """The tree of one row, at its root; arguments as in `ellipsoid.py`."""
+    order, centre, price, pull, floor = search_tables(row.matrix, row.slope, shift, fits, halted)
     n = len(order)
     tree = Tree(
         order=order,
-        low=low[order],
-        high=high[order],
-        bonus=np.where(wide, shift, 0.0)[order],
+        low=row.low[order],
+        high=row.high[order],
+        bonus=np.where(row.wide, shift, 0.0)[order],
         charge=charge[order],
         price=price,
         pull=pull,
@@ -59,7 +63,7 @@ def grow_tree(matrix, slope, shift, charge, wide, low, high, fits: int) -> Tree:
         place=np.zeros(1, np.int64),
     )
     tree.centre[n] = centre
-    tree.cost[n] = shift @ charge + slope[order] @ centre
+    tree.cost[n] = shift @ charge + row.slope[order] @ centre
     restart(tree)
     return tree
 

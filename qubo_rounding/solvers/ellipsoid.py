@@ -15,12 +15,15 @@ mu = (U - base) / n, so the path that an interior-point method walks, left at th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
 from qubo_rounding.solvers.dense_kernels import factorise, invert, solve_factored
 
 _NEWTON_STEPS = 100
+_OPERATIONS = 2**27  # n^3 times steps between two looks at the clock: some tenths of a second
 _CENTRED = 0.02  # Newton decrement^2, relative to mu, at which the volume no longer falls visibly
 _BARRIER = 0.1  # its barrier weight: the fitted diagonal keeps about a tenth below its optimum
 _LEAST = 1e-12  # mu, in a row's units: along a singular direction A - Y keeps about as much of A
@@ -78,8 +81,17 @@ def _newton_direction(inverse, centre, mu, shift, fitted, held, work, lower, dir
     return decrement
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # pyright: ignore
+def fit_shift(
+    matrix: np.ndarray,
+    slope: np.ndarray,
+    ceiling: float,
+    weight: float,
+    shift: np.ndarray,
+    charge: np.ndarray,
+    fitted: np.ndarray,
+    held: np.ndarray,
+    halted: Callable[[], bool],
+) -> float:
     """Improve a feasible shift in place until the ellipsoid's volume no longer falls.
 
     Args:
@@ -92,25 +104,40 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # p
         fitted: (n,) bool, which entries may move.
         held: (n,) bool, which of those entries stay positive; only a positive shift bounds levels
             beyond the middle two.
+        halted: asked now and then; True ends with what is reached, which is feasible as well.
 
     Returns:
         base(y), the lower bound of the shift, less the row's offset.
     """
+    steps = max(1, _OPERATIONS // len(shift) ** 3)
+    taken, going, base = 0, True, -np.inf
+    while going and taken < _NEWTON_STEPS:
+        going, base = _newton_steps(
+            matrix, slope, ceiling, weight, shift, charge, fitted, held, steps
+        )
+        taken += steps
+        going = going and not halted()
+    return base
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _newton_steps(matrix, slope, ceiling, weight, shift, charge, fitted, held, steps):  # pyright: ignore
+    """(whether the shift got better to the last of so many steps, base)."""
     n = len(shift)
     work, lower, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     centre, direction, trial, moved = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     _, base, log_det = _evaluate(matrix, slope, shift, charge, work, lower, centre)
     least = 0.0 if weight > 0 else _LEAST
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(steps):
         mu = weight * base / n if weight > 0 else (ceiling - base) / n
         if mu <= least:  # the bound has reached the incumbent, and A - Y would be singular
-            break
+            return False, base
         invert(lower, work, inverse)
         decrement = _newton_direction(
             inverse, centre, mu, shift, fitted, held, work, lower, direction
         )
         if decrement <= _CENTRED * mu:
-            break
+            return False, base
         value = base + mu * log_det + mu * _log_sum(shift, held)
         step, improved = 1.0, False
         while step > 1e-6:
@@ -129,11 +156,11 @@ def fit_shift(matrix, slope, ceiling, weight, shift, charge, fitted, held):  # p
                         break
             step *= 0.5
         if not improved:
-            break
+            return False, base
         base, log_det = base_, log_det_
         shift[:] = trial
         centre[:] = moved
-    return base
+    return True, base
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -177,11 +204,17 @@ def first_shift(matrix, slope, wide):  # pyright: ignore
         size, small = 4 * size, 4 * small  # a matrix may be singular among the wide weights alone
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def search_tables(matrix, slope, shift, fits):  # pyright: ignore
+def search_tables(
+    matrix: np.ndarray,
+    slope: np.ndarray,
+    shift: np.ndarray,
+    fits: int,
+    halted: Callable[[], bool],
+) -> tuple[np.ndarray, ...]:
     """What a depth-first search on the shifted matrix needs, its columns put in order.
 
-    At `fits` depths the floors below are fitted anew, which costs time and saves nodes.
+    At `fits` depths the floors below are fitted anew, which costs time and saves nodes; once
+    `halted` they no longer are.
 
     Position n - 1 is decided first: always the spin whose deviation costs most when all others
     still adapt, 1 / (M^-1)_jj. With u spins undecided, positions 0 to u - 1:
@@ -194,6 +227,13 @@ def search_tables(matrix, slope, shift, fits):  # pyright: ignore
         pull: (n + 1, n); where the others go when spin u - 1 moves by 1.
         floor: (n + 1, n), positive; (s - x)' M (s - x) >= sum_j floor[u, j] (s_j - x_j)^2.
     """
+    order, centre, price, pull = _order_tables(matrix, slope, shift)
+    return order, centre, price, pull, _floors(matrix, shift, order, fits, halted)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _order_tables(matrix, slope, shift):  # pyright: ignore
+    """The order, the centre, prices and pulls of `search_tables`."""
     n = len(slope)
     work, lower, inverse = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     centre = np.empty(n)
@@ -214,7 +254,7 @@ def search_tables(matrix, slope, shift, fits):  # pyright: ignore
             factor = pull[u, i]
             for j in range(last):
                 inverse[i, j] -= factor * inverse[last, j]
-    return order, centre, price, pull, _floors(matrix, shift, order, fits)
+    return order, centre, price, pull
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -237,9 +277,32 @@ def _bring_last(u, order, centre, inverse, price, pull):  # pyright: ignore
         pull[v, best], pull[v, last] = pull[v, last], pull[v, best]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
-def _floors(matrix, shift, order, fits):  # pyright: ignore
+def _floors(
+    matrix: np.ndarray,
+    shift: np.ndarray,
+    order: np.ndarray,
+    fits: int,
+    halted: Callable[[], bool],
+) -> np.ndarray:
     """(n + 1, n) the largest diagonals that fit below the leading blocks of the shifted matrix."""
+    n = len(order)
+    ordered, diagonal = _smallest_floor(matrix, shift, order)
+    floor = np.zeros((n + 1, n))
+    flat, ones, every = np.zeros(n), np.ones(n), np.ones(n, np.bool_)
+    stride = max(1, n // fits)
+    for u in range(n, 0, -1):
+        if (n - u) % stride == 0 and not halted():
+            block = np.ascontiguousarray(ordered[:u, :u])
+            own = (diagonal[:u], ones[:u], every[:u], every[:u])
+            # Held positive: a negative one would need the farthest level, not the nearest.
+            fit_shift(block, flat[:u], 0.0, _BARRIER, *own, halted)
+        floor[u, :u] = diagonal[:u] * (1 - 1e-9)
+    return floor
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _smallest_floor(matrix, shift, order):  # pyright: ignore
+    """The shifted matrix in order, and a uniform diagonal that fits below it."""
     n = len(order)
     ordered = np.empty((n, n))
     for i in range(n):
@@ -253,16 +316,4 @@ def _floors(matrix, shift, order, fits):  # pyright: ignore
     for i in range(n):
         for j in range(n):
             norm += inverse[i, j] ** 2
-    diagonal = np.full(n, 0.5 / np.sqrt(norm))
-    floor = np.zeros((n + 1, n))
-    flat, ones = np.zeros(n), np.ones(n)
-    every = np.ones(n, np.bool_)
-    stride = max(1, n // fits)
-    for u in range(n, 0, -1):
-        if (n - u) % stride == 0:
-            block = np.ascontiguousarray(ordered[:u, :u])
-            # Held positive: a negative one would need the farthest level, not the nearest.
-            fit_shift(block, flat[:u], 0.0, _BARRIER, diagonal[:u], ones[:u], every[:u], every[:u])
-        for j in range(u):
-            floor[u, j] = diagonal[j] * (1 - 1e-9)
-    return floor
+    return ordered, np.full(n, 0.5 / np.sqrt(norm))

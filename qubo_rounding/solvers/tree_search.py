@@ -157,8 +157,8 @@ class RowSearch:
         """Search until the optimum is proven or a limit is reached."""
         if self.proven:
             return
-        tree, _ = self._grow(fits=1 + self._row.n // _EASY_SPINS_PER_FIT)
-        self._search_below(tree, self._ceiling(), min(_EASY_NODES, self._max_nodes))
+        if not self._halted():
+            self._search_easily()
         if self.proven:
             return
         sdp = sdp_bound_of(self._row) / self._row.unit - self._row.offset
@@ -168,14 +168,20 @@ class RowSearch:
         if not self._trusted:
             self._certified = sdp
 
+    def _search_easily(self) -> None:
+        """Spend few nodes in a tree that takes no longer."""
+        tree, _ = self._grow(min(1 + self._row.n // _EASY_SPINS_PER_FIT, _HARD_FITS))
+        self._search_below(tree, self._ceiling(), min(_EASY_NODES, self._max_nodes))
+
     def _grow(self, fits: int) -> tuple[Tree, float]:
         """The tree in the smallest ellipsoid of the incumbent, and its lower bound, certified."""
         row = self._row
         shift, fitted = first_shift(row.matrix, row.slope, row.wide)
         charge = np.where(row.wide & (shift < 0), row.ends**2, 1.0)
         held = row.wide & fitted
-        base = fit_shift(row.matrix, row.slope, self._incumbent, 0.0, shift, charge, fitted, held)
-        tree = grow_tree(row.matrix, row.slope, shift, charge, row.wide, row.low, row.high, fits)
+        own = (shift, charge, fitted, held)
+        base = fit_shift(row.matrix, row.slope, self._incumbent, 0.0, *own, self._halted)
+        tree = grow_tree(row, shift, charge, fits, self._halted)
         # A root far below all energies leaves its rounding errors in those of the leaves.
         self._size = max(row.size(self._reach(tree, base)), row.n * abs(base))
         self._certified = max(self._certified, base - self._slack())
