@@ -216,6 +216,16 @@ def test_what_no_shift_makes_convex_is_refused() -> None:
         TreeSearch().solve(indefinite(seed=1, free=True))
 
 
+def test_every_row_that_is_searched_at_once_has_its_matrices_foreseen() -> None:
+    """The row, its shifted matrix, inverse, four tables and what Newton's method works in."""
+    solver, problem = TreeSearch(), random_problem(1, 3, 100)
+    needed = []
+    for threads in (1, 2, 5):
+        with torch_threads(threads):
+            needed.append(solver.memory(problem))
+    assert needed[1] - needed[0] == needed[2] - needed[1] > 10 * 8 * 100**2
+
+
 def test_no_nodes_are_refused() -> None:
     with pytest.raises(ValueError, match="give a whole number from 1"):
         TreeSearch(max_nodes=0)

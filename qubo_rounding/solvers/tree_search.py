@@ -30,6 +30,7 @@ _HARD_FITS = 48
 _NODES_PER_CALL = 2**20  # some tenths of a second between two looks at the clock
 _GROWTH = 8.0  # each radius takes about this many times the nodes of the one before
 _TOLERANCE = 2e-10  # relative: leaves that undercut the incumbent by less do not count
+_MATRICES = 16  # (d, d) float64 of a row that is searched; the upper end of what was measured
 _ROUNDING = 1e-15  # of a row's size: ten times what float64 adds to energies of real rows
 
 
@@ -84,6 +85,11 @@ class TreeSearch(Solver):
                     "which no diagonal shift makes convex; give up/down candidates or annealing."
                 )
         return self.start.refuses(problem)
+
+    def memory(self, problem: RoundingProblem) -> int:
+        """Tables and work space of every row that is searched at once."""
+        rows = min(torch.get_num_threads(), problem.g * problem.r)
+        return super().memory(problem) + rows * _MATRICES * 8 * problem.d**2
 
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """Optimum or incumbent of every row, with its lower bound."""
