@@ -52,6 +52,11 @@ class Grid:
                 f"A grid's levels run from {self.smallest} to {self.largest}; "
                 "the smallest level must lie below the largest."
             )
+        if self.smallest < -(2**15) or self.largest >= 2**15:
+            raise ValueError(
+                f"A grid's levels run from {self.smallest} to {self.largest}; "
+                "levels have 16 bits: give -32768 to 32767."
+            )
 
     def target(self, weight: Tensor) -> Tensor:
         """Where each weight lies on the grid, in levels: weight / scale + zero_point.

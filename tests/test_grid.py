@@ -323,3 +323,11 @@ def test_a_grid_that_makes_no_sense_is_refused() -> None:
         Grid(one, zero, 7, -8)
     with pytest.raises(ValueError, match="the grid was made for"):
         Grid(one, zero, -8, 7).quantize(normal(1, 3, 5))
+
+
+@pytest.mark.parametrize(("smallest", "largest"), [(0, 65535), (-32769, 0)])
+def test_levels_beyond_16_bits_are_refused(smallest: int, largest: int) -> None:
+    step = torch.ones(1, 1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="give -32768 to 32767"):
+        Grid(step, torch.zeros_like(step), smallest, largest)
+    assert int(Grid(step, 0 * step, -32768, 32767).quantize(step * 1e9)) == 32767

@@ -360,6 +360,15 @@ def wide_enough(problem: RoundingProblem) -> RoundingProblem:
     return replace(problem, low=problem.low - 3, high=problem.high + 3)
 
 
+def test_a_range_of_16_bits_is_relaxed() -> None:
+    problem = random_problem(1, 2, 8, seed=3, bits=8, free=True)
+    whole = torch.full_like(problem.low, -(2**15)), torch.full_like(problem.low, 2**15 - 1)
+    wide = replace(problem, low=whole[0], high=whole[1])
+    for relaxation in (StraightThrough(), RectifiedSigmoid()):
+        solution = AdaRound(iterations=100, relaxation=relaxation).solve(wide)
+        assert bool(((solution.levels - problem.target).abs() < 3).all())
+
+
 def test_unsettled_bits_are_counted() -> None:
     problem = random_problem(1, 5, 20, seed=5)
     short = AdaRound(iterations=1).solve(problem).stats["unsettled"]

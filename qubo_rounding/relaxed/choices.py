@@ -20,7 +20,7 @@ class Choices:
 
     Args:
         lowest: int16 (g, r, d).
-        room: int16 (g, r, d), levels above the lowest; 0 where there is nothing to choose.
+        room: int32 (g, r, d), levels above the lowest; 0 where there is nothing to choose.
         share: float32 (g, r, d), where in the room the weight starts, 0 to 1.
     """
 
@@ -60,7 +60,7 @@ def choices_of(
 
 
 def _between(low: Tensor, high: Tensor, at: Tensor) -> Choices:
-    room = high - low
+    room = high.int() - low.int()
     return Choices(low, room, ((at - low) / room.clamp_min(1)).clamp(0, 1).float())
 
 
@@ -68,8 +68,8 @@ def _around(problem: RoundingProblem, levels: Tensor) -> Choices:
     one = torch.ones_like(levels)
     up = problem.flip_gain(levels, one).where(levels < problem.high, torch.inf)
     down = problem.flip_gain(levels, -one).where(levels > problem.low, torch.inf)
-    room = (problem.high > problem.low).to(torch.int16)
-    goes_down = (down < up).to(torch.int16)
-    lowest = levels - goes_down * room
+    room = (problem.high > problem.low).int()
+    goes_down = (down < up).int()
+    lowest = (levels - goes_down * room).to(torch.int16)
     share = torch.where(goes_down > 0, 1 - _DOUBT, _DOUBT).where(room > 0, 0.0)
     return Choices(lowest, room, share.float())

@@ -86,7 +86,8 @@ class SoftLevels:
 
     def decided(self) -> Tensor:
         """int16 (g, r, d) levels, when all iterations are done."""
-        return self._choices.lowest + self._relaxation.decide(self._v.value, self._choices.room)
+        above = self._relaxation.decide(self._v.value, self._choices.room)
+        return (self._choices.lowest + above).to(torch.int16)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on."""

@@ -29,7 +29,7 @@ _INSIDE = 1e-2  # plain sigmoids reach 0 and 1 at infinity only: they start this
 class Relaxation(ABC):
     """What stands for the levels while they are learned; subclasses are frozen dataclasses.
 
-    `progress` is the share of all iterations that is done, in [0, 1]; `room` int16 (g, r, d).
+    `progress` is the share of all iterations that is done, in [0, 1]; `room` int32 (g, r, d).
     """
 
     takes_ranges: bool = False  # whether rooms wider than one level are used, or two levels only
@@ -53,9 +53,9 @@ class Relaxation(ABC):
         return 1.0
 
     def decide(self, v: Tensor, room: Tensor) -> Tensor:
-        """int16 levels above the lowest, when all iterations are done."""
+        """int32 levels above the lowest, when all iterations are done."""
         h = self.soften(v, room, 1.0)[0]
-        return (h * room + 0.5).floor().to(torch.int16)
+        return (h * room + 0.5).floor().to(torch.int32)
 
     def unsettled(self, v: Tensor, room: Tensor, progress: float) -> float:
         """Share of the weights whose h is not near any level yet."""
