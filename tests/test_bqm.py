@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Hashable
 from dataclasses import replace
 from typing import get_args
@@ -141,7 +142,9 @@ def test_bits_tell_what_they_stand_for() -> None:
     bits = [Bit(0, 0, 1), Bit(0, 1, 2), Bit(1, 0, 1), Bit(1, 1, 2), Bit(1, 2, 1)]
     assert list(to_bqm(problem).variables) == [*bits, 3, Bit(4, 0, 1), Bit(4, 1, 1)]
     # A sample that went through a file names them by plain tuples or lists.
-    raised = levels_from_sample(problem, {tuple(Bit(1, 1, 2)): 1, 3: 1}) - problem.low[0, 0]
+    sample = dict.fromkeys(map(tuple, bits), 0) | {(4, 0, 1): 0, (4, 1, 1): 0}
+    sample |= {tuple(Bit(1, 1, 2)): 1, 3: 1}
+    raised = levels_from_sample(problem, sample) - problem.low[0, 0]
     assert raised.tolist() == [0, 2, 0, 1, 0]
 
 
@@ -181,6 +184,32 @@ def test_samples_of_something_else_are_refused() -> None:
         levels_from_sample(problem, {1: 2})
     with pytest.raises(ProblemError, match="leaves"):
         levels_from_sample(problem, {0: 1})  # a fixed weight
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: 0.9999999}, "holds 0.9999999; give whole numbers"),
+        ({0: float("nan")}, "holds nan; give whole numbers"),
+        ({9: 1}, "tells weight 9; the row has 0 to 3"),
+        ({"a": 1}, "tells weight 'a'; the row has 0 to 3"),
+        ({0: None}, "does not tell weight 0; give all variables"),
+    ],
+)
+def test_samples_that_no_level_belongs_to_are_refused(change: dict, message: str) -> None:
+    problem = random_problem(1, 1, 4, seed=1)
+    problem = replace(problem, high=problem.low + 1)
+    sample = dict.fromkeys(range(4), 1) | change
+    with pytest.raises(ProblemError, match=re.escape(message)):
+        levels_from_sample(problem, {k: v for k, v in sample.items() if v is not None})
+
+
+def test_samples_that_leave_bits_out_are_refused() -> None:
+    problem = of_many_widths()
+    sample = dict.fromkeys(to_bqm(problem).variables, 0)
+    del sample[Bit(1, 1, 2)]
+    with pytest.raises(ProblemError, match="does not tell weight 1"):
+        levels_from_sample(problem, sample)
 
 
 def test_an_unknown_encoding_is_refused() -> None:

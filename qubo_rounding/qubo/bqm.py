@@ -134,21 +134,34 @@ def levels_from_sample(
     """(d,) int16 levels of a sample of `to_bqm` or `to_quadratic_model`, in whatever encoding.
 
     Raises:
-        ProblemError: values that no level belongs to, as spins have.
+        ProblemError: there is no such row; a weight that is not fixed is not told or only partly,
+            or there is no such weight; values that no level belongs to, as spins have.
     """
-    low, high = problem.low[group, row], problem.high[group, row]
-    bits = [name if isinstance(name, tuple) else Bit(name, 0, 1) for name in sample]
-    values = [int(value) for value in sample.values()]
+    one = problem.row(group, row)
+    low, span = one.low[0, 0].long().cpu(), (one.high.int() - one.low.int())[0, 0].cpu()
+    bits = [name if isinstance(name, tuple) else (name, 0, 1) for name in sample]
+    if strange := [bit for bit in bits if bit[0] not in range(problem.d)]:
+        raise ProblemError(
+            f"the sample tells weight {strange[0][0]!r}; the row has 0 to {problem.d - 1}."
+        )
+    values = [float(value) for value in sample.values()]
+    if broken := [value for value in values if not value.is_integer()]:
+        raise ProblemError(f"the sample holds {broken[0]}; give whole numbers, rounded by you.")
     columns = torch.tensor([column for column, _, _ in bits], dtype=torch.long)
-    raised = [steps * value for (_, _, steps), value in zip(bits, values, strict=True)]
-    added = torch.tensor(raised, dtype=torch.long)
-    levels = low.long().index_add(0, columns.to(low.device), added.to(low.device))
-    if min(values, default=0) < 0 or bool((levels > high).any()):
+    raised = [steps * int(value) for (_, _, steps), value in zip(bits, values, strict=True)]
+    levels = low.index_add(0, columns, torch.tensor(raised, dtype=torch.long))
+    if min(values, default=0) < 0 or bool((levels > low + span).any()):
         raise ProblemError(
             "the sample leaves [low, high]; give a sample of to_bqm or to_quadratic_model of this "
             "row, with values 0 and 1 (not spins) or levels above low."
         )
-    return levels.to(torch.int16)
+    # Together a weight's bits reach its whole span, as an integer variable does.
+    reach = [name[2] if isinstance(name, tuple) else int(span[name]) for name in sample]
+    told = torch.zeros_like(low).index_add(0, columns, torch.tensor(reach, dtype=torch.long))
+    if bool((told != span).any()):
+        missing = int(torch.nonzero(told != span)[0])
+        raise ProblemError(f"the sample does not tell weight {missing}; give all variables.")
+    return levels.to(device=problem.device, dtype=torch.int16)
 
 
 def from_bqm(bqm: dimod.BinaryQuadraticModel) -> RoundingProblem:
