@@ -42,7 +42,8 @@ class KnownOptima:
         names: list[str] = []
         for name, solution in found:
             if solution.lower_bound is not None:
-                bound = bound.maximum(solution.lower_bound.nan_to_num(nan=-torch.inf))
+                own = solution.lower_bound.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+                bound = bound.maximum(own)
             new = solution.proven & ~proven
             if bool(solution.proven.any()) and name not in names:
                 names.append(name)

@@ -29,6 +29,7 @@ from qubo_rounding.exchange_file import (
 PROVEN_TOLERANCE = 1e-9  # relative; what float64 leaves of an energy that two roads computed
 _LARGEST = 1e200  # energy; products of a few of them overflow nothing that matters
 _SYMMETRY_TOLERANCE = 1e-9  # relative to the largest entry
+_OF_ROWS = ("energy", "lower_bound")  # of a solution
 _OPTIONAL = ("linear", "offset", "stream")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -431,9 +432,20 @@ class Solution:
         """Read an exchange file.
 
         Raises:
-            ProblemError: not a readable `.npz`, or a field missing.
+            ProblemError: not a readable `.npz`, a field missing or of a wrong shape or kind.
         """
         arrays = load_npz(path, required=("levels", "energy"))
         stats = json_from(path, arrays.pop("stats", None), "stats")
         tensors = {name: tensor_from(path, name, array) for name, array in arrays.items()}
-        return cls(tensors["levels"], tensors["energy"], tensors.get("lower_bound"), stats)
+        levels = tensors.pop("levels")
+        whole = not levels.is_floating_point() and bool((levels == levels.to(torch.int16)).all())
+        if levels.ndim != 3 or not whole:
+            raise ProblemError(f"{path}: levels have to be 16-bit integers of shape (g, r, d).")
+        of_rows = {name: tensors[name].double() for name in _OF_ROWS if name in tensors}
+        for name, value in of_rows.items():
+            if value.shape != levels.shape[:2]:
+                raise ProblemError(
+                    f"{path}: {name} has shape {tuple(value.shape)}; with levels "
+                    f"{tuple(levels.shape)} give {tuple(levels.shape[:2])}."
+                )
+        return cls(levels.to(torch.int16), **of_rows, stats=stats)

@@ -32,7 +32,7 @@ def run_solver(problem: RoundingProblem, solver: Solver, seed: int = 0) -> tuple
         CrossCheckError: levels outside [low, high], an energy that is not theirs, one below the
             solver's own lower bound, or one on which both modules do not agree.
     """
-    _warm_up(solver)
+    _warm_up(solver, problem.device)
     began = time.perf_counter()
     claimed = solver.solve(problem, seed=seed)
     if problem.device.type == "cuda":  # its work is queued; the clock would stop too early
@@ -45,6 +45,6 @@ def run_solver(problem: RoundingProblem, solver: Solver, seed: int = 0) -> tuple
     return solution, seconds
 
 
-def _warm_up(solver: Solver) -> None:
+def _warm_up(solver: Solver, device: torch.device) -> None:
     with watching(time_limit=1e-9), suppress(RefusedError):  # one step of every watched loop
-        solver.solve(random_problem(1, 1, 4))
+        solver.solve(random_problem(1, 1, 4).to(device))

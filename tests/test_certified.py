@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qubo_rounding.known_optima import KnownOptima
 from qubo_rounding.problem import RoundingProblem, Solution
 from qubo_rounding.qubo.bounds import sdp_bound
 from qubo_rounding.solvers import (
@@ -19,6 +20,7 @@ from qubo_rounding.solvers import (
     make_solver,
 )
 from qubo_rounding.testing import random_problem
+from qubo_rounding.watch import watching
 
 
 class Partly(Solver):
@@ -30,6 +32,14 @@ class Partly(Solver):
         bound[1] = float("nan")
         bound[1, 0] = -1.0
         return replace(found, lower_bound=bound, stats={"told": 1})
+
+
+class BoundlessNearest(Solver):
+    """Nearest rounding with no bound, said as -inf."""
+
+    def find(self, problem: RoundingProblem, seed: int) -> Solution:
+        found = Nearest().solve(problem)
+        return replace(found, lower_bound=torch.full_like(found.energy, -torch.inf))
 
 
 def test_bounds_are_below_the_optimum_and_close():
@@ -48,6 +58,18 @@ def test_own_bounds_stay_where_they_are_better():
     assert torch.equal(found.lower_bound[0], problem.energy(problem.nearest())[0])
     assert torch.equal(found.lower_bound[1], sdp_bound(problem.part(slice(1, 2)))[0])
     assert found.stats == {"told": 1}
+
+
+def test_rows_that_no_one_has_a_bound_for_keep_none():
+    """A limit leaves rows out on both sides; -inf plus anything is not a finite total."""
+    problem = random_problem(1, 50, 30, seed=4)
+    boundless = BoundlessNearest()
+    with watching(time_limit=1e-9):
+        found = Certified(boundless).solve(problem)
+    assert bool(torch.isneginf(found.lower_bound[0, -1]))
+    assert found.total_bound is None
+    known = KnownOptima.of(problem, [("none", boundless.solve(problem))])
+    assert known.relation(found, None)["best_bound"] is None
 
 
 def test_more_sweeps_give_no_worse_bounds():

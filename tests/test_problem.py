@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -296,6 +298,28 @@ def test_levels_that_are_not_allowed_make_no_solution(spoil: Any) -> None:
     problem = PROBLEMS["linear"]
     with pytest.raises(ProblemError, match="within \\[low, high\\]"):
         problem.solution(spoil(problem))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": np.full((2, 3, 4), 0.5)}, "levels have to be 16-bit integers"),
+        ({"levels": np.full((2, 3, 4), 40_000)}, "levels have to be 16-bit integers"),
+        ({"levels": np.zeros((2, 3), np.int16)}, "levels have to be 16-bit integers"),
+        ({"energy": np.zeros(7)}, "energy has shape (7,); with levels (2, 3, 4) give (2, 3)"),
+        ({"lower_bound": np.zeros((3, 2))}, "lower_bound has shape (3, 2)"),
+    ],
+)
+def test_files_that_hold_no_solution_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    whole = {"levels": np.zeros((2, 3, 4), np.int16), "energy": np.zeros((2, 3))}
+    path = tmp_path / "s.npz"
+    np.savez(path, **(whole | {"lower_bound": np.zeros((2, 3))}))
+    assert Solution.load(path).levels.dtype == torch.int16
+    np.savez(path, **(whole | change))
+    with pytest.raises(ProblemError, match=re.escape(message)):
+        Solution.load(path)
 
 
 def test_gap_and_proven() -> None:

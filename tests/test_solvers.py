@@ -360,6 +360,13 @@ def wide_enough(problem: RoundingProblem) -> RoundingProblem:
     return replace(problem, low=problem.low - 3, high=problem.high + 3)
 
 
+def test_solvers_that_differ_are_told_apart() -> None:
+    """Records keep the representation for the configuration."""
+    sampler = dimod.ExactSolver()
+    options: list[dict[str, Any]] = [{}, {"exact": True}, {"max_variables": 9}]
+    assert len({repr(DimodSampler(sampler, **own)) for own in options}) == 3
+
+
 def test_a_range_of_16_bits_is_relaxed() -> None:
     problem = random_problem(1, 2, 8, seed=3, bits=8, free=True)
     whole = torch.full_like(problem.low, -(2**15)), torch.full_like(problem.low, 2**15 - 1)

@@ -41,7 +41,7 @@ class Certified(Solver):
         found = self.solver.solve(problem, seed=seed)
         bound = torch.full_like(found.energy, -torch.inf)
         if found.lower_bound is not None:
-            bound = found.lower_bound.nan_to_num(nan=-torch.inf)
+            bound = found.lower_bound.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         for group in range(problem.g):
             if not bool(found.proven[group].all()):
                 at = slice(group, group + 1)

@@ -57,7 +57,11 @@ class DimodSampler(Solver):
     def __repr__(self) -> str:
         # Samplers print their memory address; records need the same words for the same solver.
         sampler = f"{type(self.sampler).__name__}()"
-        return f"DimodSampler({sampler}, {dict(self.parameters)}, encoding={self.encoding!r})"
+        options = f"exact={self.exact}, max_variables={self.max_variables}"
+        return (
+            f"DimodSampler({sampler}, {dict(self.parameters)}, {options}, "
+            f"encoding={self.encoding!r})"
+        )
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Too many variables in some row?"""

@@ -43,7 +43,8 @@ class Tabu(Solver):
         moves: moves of a walk for each of the d weights.
         tenure: a flipped weight is tabu for this many moves and up to twice as many, at random;
             at most a quarter of the row's free weights.
-        kick: share of the weights that are flipped at random before a walk, two at least.
+        kick: share of the weights that are flipped at random before a walk, two at least; fixed
+            ones are drawn too and stay.
 
     Source: Glover 1989; Palubeckis 2006, Iterated tabu search for the unconstrained binary
         quadratic optimization problem.
