@@ -27,6 +27,7 @@ from qubo_rounding.exchange_file import (
 )
 
 PROVEN_TOLERANCE = 1e-9  # relative; what float64 leaves of an energy that two roads computed
+_SMALLEST_SHARE = 1e-150  # of a row's energies that a unit may be
 _LARGEST = 1e200  # energy; products of a few of them overflow nothing that matters
 _SYMMETRY_TOLERANCE = 1e-9  # relative to the largest entry
 _OF_ROWS = ("energy", "lower_bound")  # of a solution
@@ -159,17 +160,21 @@ class RoundingProblem:
 
     def _check_size(self) -> None:
         """Energies, and what is computed on the way to them, have to stay far within float64."""
-        farthest = torch.maximum((self.low - self.target).abs(), (self.high - self.target).abs())
-        error = float((self.scale * farthest).max())
-        largest = self.d**2 * float(self.gram.abs().max()) * error * error
-        if self.linear is not None:
-            largest += self.d * float(self.linear.abs().max()) * error
-        largest += float(self.offset.abs().max())
+        largest = float(self._reach().max())
         if not largest < _LARGEST:
             raise ProblemError(
                 f"energies may reach {largest:.1g}; keep them below {_LARGEST:g} by smaller steps, "
                 "targets nearer to their levels, or a Gram matrix scaled down."
             )
+
+    def _reach(self) -> Tensor:
+        """(g, r) what no energy exceeds, nor what is computed on the way to it."""
+        farthest = torch.maximum((self.low - self.target).abs(), (self.high - self.target).abs())
+        error = (self.scale * farthest).amax(dim=2)
+        largest = self.d**2 * self.gram.abs().amax(dim=(1, 2)).unsqueeze(1) * error * error
+        if self.linear is not None:
+            largest = largest + self.d * self.linear.abs().amax(dim=2) * error
+        return largest + self.offset.abs()
 
     def _symmetrise(self) -> None:
         asymmetry = float((self.gram - self.gram.mT).abs().max())
@@ -228,9 +233,10 @@ class RoundingProblem:
         """The same problem with each row's energy divided by its unit (by 1 where that is zero).
 
         Same levels, same order of energies; all numbers near 1, so that a solver may compute in
-        float32 whatever the scale of weights and inputs.
+        float32 whatever the scale of weights and inputs. Where a linear term dwarfs the unit beyond
+        all measure, the row is divided by what keeps its energies those of a legal problem.
         """
-        positive = self.positive_unit
+        positive = self.positive_unit.maximum(_SMALLEST_SHARE * self._reach().unsqueeze(2))
         shared = self.diagonal.abs().mean(dim=2, keepdim=True)
         shared = torch.where(shared > 0, shared, 1.0)
         # With e' = grow * e and G' = G / shared, e' G' e' is e G e / unit.

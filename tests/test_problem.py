@@ -346,6 +346,18 @@ def test_normalised_keeps_the_order_of_energies_and_has_unit_one(size: float) ->
     assert float(scaled.gram.abs().max()) < 1e3
 
 
+@pytest.mark.parametrize("size", [1e-20, 1e-120, 1e-210])
+def test_a_linear_term_that_dwarfs_the_gram_matrix_is_normalised(size: float) -> None:
+    """Its energies stay within what a problem may have."""
+    problem = random_problem(2, 3, 6, seed=1, linear=True)
+    steep = replace(problem, gram=problem.gram * size)
+    scaled = steep.normalised()
+    energies = [scaled.energy(levels) for levels in (steep.low, steep.nearest(), steep.high)]
+    assert bool(torch.isfinite(torch.stack(energies)).all())
+    order = [steep.energy(levels) for levels in (steep.low, steep.nearest(), steep.high)]
+    assert torch.equal(torch.stack(energies).argsort(0), torch.stack(order).argsort(0))
+
+
 def test_a_row_that_nothing_flows_into_is_normalised_to_itself() -> None:
     problem = random_problem(1, 2, 4, seed=2)
     dead = replace(problem, gram=torch.zeros_like(problem.gram)).normalised()
