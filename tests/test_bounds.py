@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from company import torch_threads
 from hard_rows import (
     HARD_ROWS,
     assert_below_in_exact_arithmetic,
@@ -158,6 +159,16 @@ def test_bounds_of_rows_swept_together_lie_below_the_optimum(
     # The same steps in float32, summed in another order.
     room = 1e-3 * (apart.abs() + problem.d * problem.unit[..., 0])
     assert bool(((together - apart).abs() <= room).all())
+
+
+def test_threads_change_no_more_than_the_last_digits_of_bounds() -> None:
+    problem = random_problem(2, 9, 40, seed=4)
+    for bound in (sdp_bound, eigenvalue_bound):
+        with torch_threads(1):
+            expected = bound(problem)
+        for threads in (2, 5):
+            with torch_threads(threads):
+                assert torch.allclose(bound(problem), expected, rtol=1e-10)
 
 
 def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
