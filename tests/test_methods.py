@@ -18,7 +18,7 @@ from qubo_rounding.allocator import reuse_freed_memory
 from qubo_rounding.methods import method_options
 from qubo_rounding.network import nearest_network
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Distillation, Reconstruction
-from qubo_rounding.relaxed.softening import PlainSigmoid
+from qubo_rounding.relaxed.softening import PlainSigmoid, StraightThrough
 from tests.test_network import same_bits
 
 QUICK = Reconstruction(iterations=200, lr=2e-2, lam=1.0, normalise=True, batch=8)
@@ -124,10 +124,29 @@ def test_reconstruction_with_quantised_activations() -> None:
 def test_distillation_lowers_the_divergence_of_its_start(candidates: Any) -> None:
     settings = LayerSettings(bits=2, candidates=candidates)
     start = rounded(solver=Nearest(), settings=settings)
-    method = Distillation(iterations=100, lr=3e-2, start=Nearest(), batch=24)
+    method = Distillation(
+        iterations=100,
+        lr=3e-2,
+        start=Nearest(),
+        batch=24,
+        relaxation=StraightThrough(),
+        scale_lr=0.0,
+    )
     result = rounded(reconstruction=method, settings=settings)
     assert divergence(result.model) < 0.8 * divergence(start.model)
     assert any(record.stats["changed"] for record in result.records)
+
+
+def test_distillation_leaves_the_levels_as_they_are_if_not_told_otherwise() -> None:
+    settings = LayerSettings(bits=2)
+    start = rounded(solver=Nearest(), settings=settings)
+    method = Distillation(iterations=100, start=Nearest(), batch=24, scale_lr=2e-3)
+    result = rounded(reconstruction=method, settings=settings)
+    assert divergence(result.model) < divergence(start.model)
+    assert not any(record.stats["changed"] for record in result.records)
+    for name, layer in start.layers.items():
+        assert torch.equal(layer.levels, result.layers[name].levels)
+        assert not torch.equal(layer.scale, result.layers[name].scale)
 
 
 def test_the_nearest_network_is_nearest_rounding_with_kept_biases() -> None:

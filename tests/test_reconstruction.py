@@ -364,7 +364,7 @@ def test_patches_give_the_same_bits_on_any_number_of_threads() -> None:
         (Reconstruction, {"lr": 0.0}, "give lr > 0"),
         (Reconstruction, {"lam": float("nan")}, "lam nan"),
         (BlockReconstruction, {"drop": 1.5}, "drop is 1.5"),
-        (BlockReconstruction, {"step_lr": -1.0}, "step_lr -1.0"),
+        (BlockReconstruction, {"step_lr": -1.0}, "step_lr is -1.0"),
         (BlockReconstruction, {"divergence": "l1"}, "'squared' or 'kl'"),
         (BlockReconstruction, {"divergence": "kl"}, "give it blocks"),
     ],
