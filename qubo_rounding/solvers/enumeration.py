@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from threading import Event
 
-import numba
 import numpy as np
 import torch
-from torch import Tensor
 
 from qubo_rounding.parallel import for_each_row
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.solvers.gray_code import enumerate_rows
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import alarm
 from qubo_rounding.whole_numbers import check_whole
 
-_ANCHORED = 2**9  # steps between two times that energy and gradient are computed from the levels
+_AT_ONCE = 2**18  # assignments between two looks at the clock, where a row has fewer
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Enumeration(Solver):
     """The proven optimum of rows with few free weights, by visiting every assignment.
 
     Consecutive assignments differ in one weight by one level (reflected mixed-radix Gray code), so
-    each costs one update of the gradient, d operations, instead of d^2. Any integer ranges. What
-    updates may have lost to rounding is taken off the bound; a limit or Ctrl-C leaves the rows that
-    have not begun at nearest and without a bound.
+    each costs one update of the gradient, d operations, instead of d^2. Any integer ranges.
+    Energies are summed anew often enough to know what rounding adds; the lower bound is below it.
+    Rows that a time limit or Ctrl-C leaves out stay at nearest, without a bound, and are counted
+    in `stats["rows_left"]`.
 
     Args:
         max_assignments: refuse rows with more; 2^24 take about a second a row.
@@ -41,8 +42,7 @@ class Enumeration(Solver):
 
     def refuses(self, problem: RoundingProblem) -> str | None:
         """Too many assignments in some row?"""
-        ranges = problem.high.double() - problem.low.double() + 1
-        most = float(ranges.log2().sum(dim=2).max())
+        most = _most_bits(problem)
         if most <= np.log2(self.max_assignments) + 1e-9:
             return None
         return (
@@ -53,83 +53,40 @@ class Enumeration(Solver):
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The optimum of every row; the seed is not used."""
         del seed
-        tilt = torch.zeros_like(problem.target) if problem.linear is None else problem.linear / 2
-        of_rows = (problem.target, problem.scale.expand_as(problem.target), tilt)
-        target, scale, tilt = (tensor.cpu().numpy() for tensor in of_rows)
-        low, high, gram = (t.cpu().numpy() for t in (problem.low, problem.high, problem.gram))
-        best, done = problem.nearest().cpu().numpy(), np.zeros(low.shape[:2], np.bool_)
+        start, gram = problem.nearest(), problem.gram.abs()
+        errors = problem.errors(start).abs()
+        tilt = torch.zeros_like(errors) if problem.linear is None else problem.linear.abs()
+        gross = gram_product(errors, gram)
+        rounding = (2 * problem.d + 16) * _EPSILON  # of a size: two sums' of 2 d products
+        size = (errors * (gross + tilt)).sum(dim=2) + problem.offset.abs()
+        slope = problem.gradient(start) / 2
+        per_row = (slope, gross + tilt / 2, problem.scale.expand_as(slope))
+        slopes, sizes, scale = (tensor.cpu().numpy() for tensor in per_row)
+        low, high = problem.low.cpu().numpy(), problem.high.cpu().numpy()
+        matrix, best = problem.gram.cpu().numpy(), start.cpu().numpy().copy()
+        gain = np.full(best.shape[:2], np.nan)
+        height = max(1, int(_AT_ONCE / 2 ** _most_bits(problem)))
         stop, late = Event(), alarm()
 
-        def visit(group: int, row: int) -> None:
-            if late() or stop.is_set():
+        def visit(group: int, tile: int) -> None:
+            if (late() and (group, tile) != (0, 0)) or stop.is_set():
                 return
-            at = (group, row)
-            rows = (target[at], scale[at], tilt[at], low[at], high[at])
-            _enumerate_row(gram[group], *rows, best[at])
-            done[at] = True
+            at = (group, slice(tile * height, (tile + 1) * height))
+            ends = (low[at], high[at])
+            enumerate_rows(
+                matrix[group], slopes[at], sizes[at], scale[at], ends, rounding, best[at], gain[at]
+            )
 
-        for_each_row(problem.g, problem.r, visit, "enumeration", stop)
-        levels = torch.from_numpy(best).to(problem.device)
-        bound = problem.energy(levels) - _rounding(problem)
-        seen = torch.from_numpy(done).to(problem.device)
+        for_each_row(problem.g, -(-problem.r // height), visit, "enumeration", stop)
+        below = torch.from_numpy(gain).to(problem.device)
         return problem.solution(
-            levels,
-            lower_bound=torch.where(seen, bound, torch.nan),
-            rows_left=int((~seen).sum()),
-            interrupted=stop.is_set(),
+            torch.from_numpy(best).to(problem.device),
+            lower_bound=problem.energy(start) + below - rounding * size,
+            rows_left=int(np.isnan(gain).sum()),
         )
 
 
-def _rounding(problem: RoundingProblem) -> Tensor:
-    """(g, r) what energies may have lost to rounding: so many terms, each below the sum's size."""
-    ends = (problem.errors(problem.low), problem.errors(problem.high))
-    reach = torch.maximum(*(end.abs() for end in ends))
-    size = ((reach @ problem.gram.abs()) * reach).sum(dim=2) + problem.offset.abs()
-    if problem.linear is not None:
-        size += (problem.linear.abs() * reach).sum(dim=2)
-    return (_ANCHORED + 2 * problem.d) * torch.finfo(torch.float64).eps * size
-
-
-@numba.njit(cache=True, nogil=True)
-def _enumerate_row(gram, target, scale, tilt, low, high, best):  # pyright: ignore
-    """Write the best assignment of a row (d,) into `best`; tilt is half its linear term."""
-    d = len(low)
-    free, focus = np.empty(d, np.int64), np.empty(d + 1, np.int64)
-    level, direction = low.copy(), np.ones(d, np.int16)
-    error, slope = np.empty(d), np.empty(d)  # slope is half the gradient
-    n = 0
-    for c in range(d):
-        if high[c] > low[c]:
-            free[n] = c
-            n += 1
-    for k in range(n + 1):
-        focus[k] = k
-    least, energy, steps = np.inf, 0.0, 0
-    while True:
-        if steps % _ANCHORED == 0:  # updates carry their rounding errors along
-            for j in range(d):
-                error[j] = scale[j] * (level[j] - target[j])
-            energy = 0.0
-            for i in range(d):
-                slope[i] = tilt[i]
-                for j in range(d):
-                    slope[i] += gram[i, j] * error[j]
-                energy += error[i] * (slope[i] + tilt[i])
-        steps += 1
-        if energy < least:
-            least = energy
-            best[:] = level
-        if focus[0] >= n:
-            return
-        k = focus[0]
-        focus[0] = 0
-        c = free[k]
-        move = scale[c] * direction[c]
-        energy += move * (2 * slope[c] + move * gram[c, c])
-        for j in range(d):
-            slope[j] += move * gram[c, j]
-        level[c] += direction[c]
-        if level[c] == low[c] or level[c] == high[c]:
-            direction[c] = -direction[c]
-            focus[k] = focus[k + 1]
-            focus[k + 1] = k + 1
+def _most_bits(problem: RoundingProblem) -> float:
+    """Log2 of the most assignments that a row has."""
+    ranges = problem.high.double() - problem.low.double() + 1
+    return float(ranges.log2().sum(dim=2).max())
