@@ -72,15 +72,23 @@ class Activation:
         """Its value for outputs (n, channels, ...)."""
         return self.function(output, *self.others, **self.settings)
 
+    @property
+    def has_settings_of_each(self) -> bool:
+        """Whether channels have settings of their own."""
+        return any(map(_is_of_each, (*self.others, *self.settings.values())))
+
     def of(self, channels: slice) -> Activation:
         """The same for tensors (n, chosen channels): settings of each channel are cut to them."""
 
         def cut(value: Any) -> Any:
-            of_each = isinstance(value, Tensor) and value.numel() > 1
-            return value.flatten()[channels] if of_each else value
+            return value.flatten()[channels] if _is_of_each(value) else value
 
         cut_settings = {key: cut(value) for key, value in self.settings.items()}
         return Activation(self.function, tuple(map(cut, self.others)), cut_settings)
+
+
+def _is_of_each(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 1
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class _Watch(FunctionWatch):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer]) -> None:
         super().__init__()
+        self._layers = layers
         self._names = {id(weight_of(model, layer)): layer.name for layer in layers.values()}
         self._traces: dict[int, _Trace] = {}
         self._found: dict[str, Following] = {}
@@ -193,6 +202,10 @@ class _Watch(FunctionWatch):
         if (activation := activation_of(func, args, kwargs)) and args[0] is first.tensor:
             found = Following(activation, ACTIVATIONS[func].__name__, first.adds)
             self._found.update(dict.fromkeys(first.layers, found))
+            if activation.has_settings_of_each and first.tensor.ndim != 2:
+                # They are of the second dimension, where linear layers have no channels.
+                linear = {name for name in first.layers if self._layers[name].kind == "linear"}
+                self._barred |= linear
             self._traces.pop(id(result), None)  # in place: what comes now follows the activation
         elif addends(func, args, kwargs):
             layers = frozenset().union(*(trace.layers for trace in traced))

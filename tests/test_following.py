@@ -149,3 +149,18 @@ def test_settings_of_channels_are_cut_and_those_of_all_are_not(count: int) -> No
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     for channels in (slice(0, 2), slice(4, 6)):
         assert torch.equal(activation.of(channels)(x[:, channels]), activation(x)[:, channels])
+
+
+def test_settings_of_each_token_are_no_settings_of_a_linear_layer_s_channels() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.act = nn.Linear(4, 3), nn.PReLU(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.layer(x))
+
+    model = Tokens().eval()
+    layers = find_layers(model).layers
+    assert find_following(model, layers, torch.randn(2, 3, 4))["layer"].activation is None
+    assert find_following(model, layers, torch.randn(2, 4))["layer"].name == "prelu"
