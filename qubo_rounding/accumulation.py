@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
-from qubo_rounding.patches import Patches, patches_of
+from qubo_rounding.patches import Patches, patches_of, signal_of
 from qubo_rounding.tiling import Tiling, best_tiling
 
 # A chunk of patches is at most 32 MiB of float32, and at most 2^14 terms go into a float32 sum.
@@ -89,13 +89,15 @@ class InputSums:
     def finish(self) -> dict[str, Tensor]:
         """The sums by the field names of Gram, symmetric ones exactly so; they are used up."""
         sums, self._sums = self._sums, {}
+        paired = "change_q" in sums
         reference = self._column_references()
-        if "change_q" not in sums:
-            self._put_back(reference, sums["second"], sums["total"])
+        if bool(reference.any()):
+            if paired:  # a change has no reference: only its product with x_q lacks one side's
+                sums["change_q"] += outer(sums["total_change"], reference)
+            suffix = "_q" if paired else ""
+            self._put_back(reference, sums["second" + suffix], sums["total" + suffix])
+        if not paired:
             return {"second": _mirrored(sums["second"]), "total": sums["total"]}
-        # A change has no reference: only its product with x_q lacks one side's.
-        sums["change_q"] += _outer(sums["total_change"], reference)
-        self._put_back(reference, sums["second_q"], sums["total_q"])
         second_q, second_change = (_mirrored(sums[n]) for n in ("second_q", "second_change"))
         change_q, total_q = sums["change_q"], sums["total_q"]
         return {
@@ -123,8 +125,8 @@ class InputSums:
     def _put_back(self, reference: Tensor, second: Tensor, total: Tensor) -> None:
         """Turn sums of y y' and y into those of (y + r) (y + r)' and y + r, in place."""
         pull = total + reference * (self.count / 2)
-        second += _outer(reference, pull)
-        second += _outer(pull, reference)
+        second += outer(reference, pull)
+        second += outer(pull, reference)
         total += reference * self.count
 
     def _add_own(self, tiling: Tiling, x: Tensor, suffix: str) -> None:
@@ -147,9 +149,7 @@ def _chunks(tiling: Tiling) -> Iterator[Tensor]:
 
 def _reference(call: LayerCall) -> Tensor:
     """(channels,) about the mean of every channel that lies far from zero; 0 for the others."""
-    rank = max(1, len(call.layer.kernel))
-    inputs = call.input.reshape(-1, call.layer.d, 1) if call.layer.kind == "linear" else call.input
-    values = inputs.reshape(-1, *inputs.shape[-1 - rank :])[:_REFERENCE_SAMPLES].flatten(2)
+    values = signal_of(call)[:_REFERENCE_SAMPLES].flatten(2)
     values = _at_least_float(values[..., :: math.ceil(values.shape[2] / _REFERENCE_POSITIONS)])
     mean = values.mean((0, 2))
     spread = (values - mean[:, None]).square().mean((0, 2)).sqrt()
@@ -160,7 +160,8 @@ def _at_least_float(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _outer(left: Tensor, right: Tensor) -> Tensor:
+def outer(left: Tensor, right: Tensor) -> Tensor:
+    """(g, a, b) products of (g, a) and (g, b)."""
     return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 

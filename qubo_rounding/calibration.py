@@ -28,7 +28,7 @@ Grams = Mapping[str, Gram]
 
 # What a suspended pass holds beside the layer's input: a residual branch, as a rule.
 _HELD_PER_INPUT = 1.5
-_MOST_SUSPENDED = 256  # pairs of passes, each of them a thread: a process may have few thousand
+_MOST_SUSPENDED = 256  # pairs of passes, each of them a thread: a process may have a few thousand
 
 
 class Data:

@@ -89,11 +89,9 @@ def patches_of(call: LayerCall) -> Patches:
     The order of samples and positions is the same for all calls of a layer with inputs of one
     shape, but it is not that of the output (a transposed convolution is read back to front).
     """
+    signal, rank = signal_of(call), len(call.layer.kernel)
     if call.layer.kind == "linear":
-        signal = call.input.reshape(-1, call.layer.d, 1)
         return Patches(signal, 1, (1,), (1,), (1,))
-    rank = len(call.layer.kernel)
-    signal = call.input if call.input.dim() == rank + 2 else call.input.unsqueeze(0)
     stride = _per_dimension(call.arguments["stride"], rank)
     dilation = _per_dimension(call.arguments["dilation"], rank)
     if call.layer.kind == "conv_transpose":
@@ -102,6 +100,14 @@ def patches_of(call: LayerCall) -> Patches:
     else:
         signal = _pad(signal, _conv_padding(call, dilation))
     return Patches(signal, call.layer.groups, call.layer.kernel, stride, dilation)
+
+
+def signal_of(call: LayerCall) -> Tensor:
+    """(samples, channels, *size) the input of a layer call; each input of a linear layer alone."""
+    if call.layer.kind == "linear":
+        return call.input.reshape(-1, call.layer.d, 1)
+    is_batch = call.input.dim() == len(call.layer.kernel) + 2
+    return call.input if is_batch else call.input.unsqueeze(0)
 
 
 def by_window(call: LayerCall, values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from qubo_rounding.relaxed.block_reconstruction import RoundedBefore, reconstruc
 from qubo_rounding.relaxed.blocks import find_blocks
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Learned
 from qubo_rounding.run_folder import RoundedLayer, install
-from qubo_rounding.scale_refit import allowed_levels
+from qubo_rounding.scale_refit import allowed_levels, on_grid
 from qubo_rounding.statistics import Gram, collect_grams
 
 _UNIT_IMAGES = 16  # energy scales need no more; levels are learned on all images
@@ -132,10 +132,10 @@ class Refinement:
         held: Gram | None,
         seconds: float,
     ) -> RoundedLayer:
-        problem = self._problem(before.layer, self._grid(done), gram)
-        on_grid = self._problem(before.layer, before.grid, gram)  # as it was given, for nearest
-        nearest = on_grid.nearest()
+        given = self._problem(before.layer, before.grid, gram)
+        nearest = given.nearest()
         weight, plain = matrix_of(self.model, before.layer), before.grid.dequantize(nearest)
+        problem = on_grid(given, self._grid(done), weight)  # scales may have been learned
         shift = bias_shift(weight, plain, gram, self.settings.bias_of(before.layer))
 
         def error_held_out(rounded: Tensor, shift: Tensor) -> float | None:
@@ -144,7 +144,7 @@ class Refinement:
         record = replace(
             done.record,
             energy=float(problem.energy(done.levels).sum()),
-            energy_nearest=float(on_grid.energy(nearest).sum()),
+            energy_nearest=float(given.energy(nearest).sum()),
             held_out=error_held_out(done.weight, done.bias_shift),
             held_out_nearest=error_held_out(plain, shift),
             lower_bound=None,

@@ -75,7 +75,7 @@ def round_with_scales(
             break
         grid, made = refitted, number
         low, high = allowed_levels(grid, weight, levels, settings.candidates)
-        problem = replace(_on_grid(problem, grid, weight), low=low, high=high)
+        problem = replace(on_grid(problem, grid, weight), low=low, high=high)
         found = going_on(solver, levels).solve(problem, seed=seed + number)
         solution = _better(problem, levels, found)
         if torch.equal(solution.levels, levels):
@@ -163,14 +163,14 @@ def _where_better(
     scale = grid.scale * factor
     usable = torch.isfinite(scale) & (scale > 0)
     refitted = replace(grid, scale=scale.where(usable, grid.scale))
-    change = _on_grid(problem, refitted, weight).energy(levels) - problem.energy(levels)
+    change = on_grid(problem, refitted, weight).energy(levels) - problem.energy(levels)
     change = change.unsqueeze(2)
     if factor.shape[:2] != change.shape[:2]:  # rows share the scale, and can only move together
         change = change.sum((0, 1), keepdim=True)
     return replace(grid, scale=refitted.scale.where(change < 0, grid.scale))
 
 
-def _on_grid(problem: RoundingProblem, grid: Grid, weight: Tensor) -> RoundingProblem:
+def on_grid(problem: RoundingProblem, grid: Grid, weight: Tensor) -> RoundingProblem:
     """The same quadratic form in the weights, with the targets and scales of another grid."""
     return replace(problem, target=grid.target(weight), scale=grid.scale)
 

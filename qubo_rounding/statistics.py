@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from qubo_rounding.accumulation import InputSums
+from qubo_rounding.accumulation import InputSums, outer
 from qubo_rounding.foresight import check_grams
 from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layers import Layer, find_layers
@@ -88,7 +88,7 @@ class Gram:
     def covariance(self) -> Tensor:
         """E[x x'] - E[x] E[x]', (g, d, d): the Gram that is left when the bias may be refitted."""
         varies = self._varies("second", "total")
-        return (self.second_moment - _outer(self.mean, self.mean)) * _outer(varies, varies)
+        return (self.second_moment - outer(self.mean, self.mean)) * outer(varies, varies)
 
     @property
     def mean_q(self) -> Tensor:
@@ -104,7 +104,7 @@ class Gram:
     def covariance_q(self) -> Tensor:
         """E[x_q x_q'] - E[x_q] E[x_q]', (g, d, d)."""
         varies = self._varies("second_q", "total_q")
-        return (self.second_moment_q - _outer(self.mean_q, self.mean_q)) * _outer(varies, varies)
+        return (self.second_moment_q - outer(self.mean_q, self.mean_q)) * outer(varies, varies)
 
     @property
     def cross_moment(self) -> Tensor:
@@ -114,8 +114,8 @@ class Gram:
     @property
     def cross_covariance(self) -> Tensor:
         """E[x x_q'] - E[x] E[x_q]', (g, d, d)."""
-        covariance = self.cross_moment - _outer(self.mean, self.mean_q)
-        return covariance * _outer(
+        covariance = self.cross_moment - outer(self.mean, self.mean_q)
+        return covariance * outer(
             self._varies("second", "total"), self._varies("second_q", "total_q")
         )
 
@@ -306,7 +306,3 @@ def _add_call(
 
 def _gram(sums: InputSums) -> Gram:
     return Gram(count=sums.count, **sums.finish())
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    return left.unsqueeze(-1) * right.unsqueeze(-2)
