@@ -41,9 +41,7 @@ class KnownOptima:
         proven = torch.zeros_like(energy, dtype=torch.bool)
         names: list[str] = []
         for name, solution in found:
-            if solution.lower_bound is not None:
-                own = solution.lower_bound.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-                bound = bound.maximum(own)
+            bound = bound.maximum(solution.known_bound)
             new = solution.proven & ~proven
             if bool(solution.proven.any()) and name not in names:
                 names.append(name)

@@ -408,11 +408,16 @@ class Solution:
     stats: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def known_bound(self) -> Tensor:
+        """(g, r) lower bounds, -inf where there is none; a tensor of its own."""
+        if self.lower_bound is None:
+            return torch.full_like(self.energy, -torch.inf)
+        return self.lower_bound.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+    @property
     def gap(self) -> Tensor:
         """(g, r) energy minus lower bound; infinite where there is no bound."""
-        if self.lower_bound is None:
-            return torch.full_like(self.energy, torch.inf)
-        return (self.energy - self.lower_bound).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        return self.energy - self.known_bound
 
     @property
     def total_bound(self) -> float | None:

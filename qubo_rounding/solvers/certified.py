@@ -39,9 +39,7 @@ class Certified(Solver):
     def find(self, problem: RoundingProblem, seed: int) -> Solution:
         """The solver's levels and the bounds; `stats` are the solver's."""
         found = self.solver.solve(problem, seed=seed)
-        bound = torch.full_like(found.energy, -torch.inf)
-        if found.lower_bound is not None:
-            bound = found.lower_bound.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        bound = found.known_bound
         for group in range(problem.g):
             if not bool(found.proven[group].all()):
                 at = slice(group, group + 1)

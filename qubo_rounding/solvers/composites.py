@@ -60,11 +60,7 @@ class BestOf(Solver):
         winner = torch.stack([s.energy for s in solutions]).argmin(dim=0)
         levels = torch.stack([s.levels for s in solutions])
         best = levels.gather(0, winner[None, :, :, None].expand_as(levels[:1]))[0]
-        bounds = [
-            s.lower_bound.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-            for s in solutions
-            if s.lower_bound is not None
-        ]
+        bounds = [s.known_bound for s in solutions if s.lower_bound is not None]
         bound = torch.stack(bounds).amax(dim=0) if bounds else None
         won = {
             f"{k} {type(solver).__name__}": int((winner == k).sum())
