@@ -114,8 +114,9 @@ class TriangularSolver(Solver):
 
     def _ordered(self, problem: RoundingProblem, order: Tensor) -> Tensor:
         """(g, d, d) the damped matrix, its columns in the order of rounding."""
-        eye = torch.eye(problem.d, dtype=torch.float64, device=problem.device)
-        return _permute(problem.gram + self._added(problem) * eye, order)
+        matrix = _permute(problem.gram, order)
+        matrix.diagonal(dim1=1, dim2=2).add_(self._added(problem).squeeze(2))
+        return matrix
 
     def _added(self, problem: RoundingProblem) -> Tensor:
         """(g, 1, 1) what damping adds to the diagonal."""
