@@ -141,8 +141,11 @@ def test_the_loss_is_a_mean_over_positions_whatever_dimension_they_are(last: nn.
         for layer, weight in zip(found, weights, strict=True):
             weight_of(model, layer).copy_(layer.weight(weight))
         expected = (model(x) - call.output).square().mean() * channels
-    loss = objective.slopes(weights, shifts, torch.arange(6)).loss
-    torch.testing.assert_close(loss, expected)
+    for together in (4, 100):
+        objective._together = together
+        loss = objective.slopes(weights, shifts, torch.arange(6)).loss
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(objective.loss(weights, shifts, torch.arange(6)), expected)
 
 
 def test_fisher_information_of_what_does_not_reach_the_answers_is_none() -> None:

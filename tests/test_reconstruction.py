@@ -141,8 +141,10 @@ def test_losses_and_slopes_are_autograds(name: str, adds: bool, kind: str) -> No
     leaves = weight.clone().requires_grad_(), shift.clone().requires_grad_()
     expected = case.loss(*leaves, [5, 0, 2])
     slopes = torch.autograd.grad(expected, leaves)
-    ours = objective.slopes([weight], [shift], torch.tensor([5, 0, 2]))
+    samples = torch.tensor([5, 0, 2])
+    ours, alone = (f([weight], [shift], samples) for f in (objective.slopes, objective.loss))
     assert float(ours.loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert float(alone) == pytest.approx(float(expected.detach()), rel=1e-5)
     for found, wanted in zip((*ours.weights, *ours.shifts), slopes, strict=True):
         assert torch.allclose(found, wanted.float(), rtol=1e-4, atol=1e-5)
 
@@ -187,7 +189,7 @@ def test_the_curve_of_eq_25_is_that_of_naive_loops() -> None:
     soft = SoftLayer(problem, grid, settings, None, None)
 
     class Recording:
-        count, extra = objective.count, ()
+        count, extra, loss = objective.count, (), objective.loss
 
         def slopes(self, *args: Any) -> Any:
             slopes = objective.slopes(*args)

@@ -126,6 +126,15 @@ class BlockObjective:
         """Samples there are."""
         return self._store.count
 
+    @torch.no_grad()
+    def loss(self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor) -> Tensor:
+        """The mean loss over some samples alone; see `Objective.loss`."""
+        self._take_steps()
+        total = torch.zeros((), device=weights[0].device)
+        for part in self._parts(samples):
+            total += self._loss(weights, shifts, self._store.take(part), None) * len(part)
+        return self.factor / len(samples) * total
+
     @torch.enable_grad()
     def slopes(
         self,
@@ -135,13 +144,12 @@ class BlockObjective:
         iteration: int | None = None,
     ) -> Slopes:
         """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
-        if self.extra:
-            self._set_steps(self.extra[0].value.exp())
+        self._take_steps()
         steps = self._scales() if self.extra else []
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
         n = len(weights)
         total: list[Tensor] = []
-        for part in samples.split(max(1, self._together)):
+        for part in self._parts(samples):
             draw = None if iteration is None else _key(self._seed, iteration, int(part[0]))
             loss = self._loss(leaves[:n], leaves[n:], self._store.take(part), draw)
             loss = loss * (self.factor * len(part) / len(samples))
@@ -163,6 +171,13 @@ class BlockObjective:
             self._set_steps(steps)
         if self._quantisers is not None:
             self._quantisers.learn(False)
+
+    def _parts(self, samples: Tensor) -> Sequence[Tensor]:
+        return samples.split(max(1, self._together))
+
+    def _take_steps(self) -> None:
+        if self.extra:
+            self._set_steps(self.extra[0].value.exp())
 
     def _scales(self) -> list[Tensor]:
         return [] if self._quantisers is None else scales_of(self._quantisers)

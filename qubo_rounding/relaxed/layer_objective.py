@@ -55,19 +55,28 @@ class Compared:
         """For messages."""
         return f"layer {self.layer.name!r}"
 
+    def loss(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """The loss for outputs of the softly rounded layer."""
+        return self._of(self.following(outputs, rows.get("added")), rows)[0]
+
     def slope(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss for outputs of the softly rounded layer, and its derivative by them."""
         at = outputs.detach().requires_grad_()
         compared = self.following(at, rows.get("added"))
-        difference = compared.detach() - rows["target"].view_as(outputs)
+        loss, by_compared = self._of(compared.detach(), rows)
+        (by_outputs,) = torch.autograd.grad(compared, at, by_compared)
+        return loss, by_outputs
+
+    def _of(self, compared: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss for what follows the outputs, and its derivative."""
+        difference = compared - rows["target"].view_as(compared)
         weights = self.row_weights.flatten()
         if self.layer.kind != "linear":  # channels come second, not last
-            weights = weights.reshape(-1, *[1] * (outputs.ndim - 2))
-        places = outputs.numel() // self.row_weights.numel()
+            weights = weights.reshape(-1, *[1] * (compared.ndim - 2))
+        places = compared.numel() // self.row_weights.numel()
         weighted = difference * weights
         loss = torch.dot(weighted.flatten(), difference.flatten()) / places
-        (by_outputs,) = torch.autograd.grad(compared, at, weighted.mul_(2 / places))
-        return loss, by_outputs
+        return loss, weighted.mul_(2 / places)
 
     def sides(self, pair: LayerPair) -> dict[str, Tensor]:
         """The float layer's compared values, and what is added to the rounded one's output."""
@@ -106,6 +115,15 @@ class MapObjective:
         """Samples there are."""
         return self._store.count
 
+    @torch.no_grad()
+    def loss(self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor) -> Tensor:
+        """The mean loss over some samples alone; see `Objective.loss`."""
+        total = torch.zeros((), device=weights[0].device)
+        for share, rows in self._parts(samples):
+            outputs = self._outputs(weights[0], shifts[0], rows["input"])
+            total += share * self._compared.loss(outputs, rows)
+        return total
+
     @torch.enable_grad()
     def slopes(
         self,
@@ -118,15 +136,19 @@ class MapObjective:
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
         weight, shift = leaves
         total: list[Tensor] = []
-        for part in samples.split(max(1, self._together)):
-            # a single sample is looked at where it lies, several are copied together
-            rows = self._store.take(slice(int(part), int(part) + 1) if len(part) == 1 else part)
+        for share, rows in self._parts(samples):
             outputs = self._outputs(weight, shift, rows["input"])
             loss, by_outputs = self._compared.slope(outputs, rows)
-            share = len(part) / len(samples)
             found = [loss * share, *torch.autograd.grad(outputs, leaves, by_outputs.mul_(share))]
             total = [a.add_(b) for a, b in zip(total, found, strict=True)] if total else found
         return Slopes(total[0], [total[1]], [total[2]])
+
+    def _parts(self, samples: Tensor) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        """As many samples as go together, and their share of all."""
+        for part in samples.split(max(1, self._together)):
+            # a single sample is looked at where it lies, several are copied together
+            places = slice(int(part), int(part) + 1) if len(part) == 1 else part
+            yield len(part) / len(samples), self._store.take(places)
 
     def _outputs(self, weight: Tensor, shift: Tensor, inputs: Tensor) -> Tensor:
         return self._function(
@@ -171,6 +193,12 @@ class PatchObjective:
         """Samples there are."""
         return self._store.count
 
+    @torch.no_grad()
+    def loss(self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor) -> Tensor:
+        """The mean loss over some samples alone; see `Objective.loss`."""
+        rows = self._rows(samples)
+        return self._compared.loss(self._outputs(weights[0], shifts[0], rows["input"]), rows)
+
     @torch.enable_grad()
     def slopes(
         self,
@@ -182,14 +210,24 @@ class PatchObjective:
         """The mean loss over some samples, and its derivatives; see `Objective.slopes`."""
         leaves = [tensor.detach().requires_grad_() for tensor in (*weights, *shifts)]
         weight, shift = leaves
+        rows = self._rows(samples)
+        outputs = self._outputs(weight, shift, rows["input"])
+        loss, by_outputs = self._compared.slope(outputs, rows)
+        by_weight, by_shift = torch.autograd.grad(outputs, leaves, by_outputs)
+        return Slopes(loss, [by_weight], [by_shift])
+
+    def _rows(self, samples: Tensor) -> dict[str, Tensor]:
+        """(n, values) of every stored tensor, (n, values, 1, 1) of those that maps are."""
         rows = {name: part.flatten(0, 1) for name, part in self._store.take(samples).items()}
+        return {n: part if n == "input" else self._as_maps(part) for n, part in rows.items()}
+
+    def _outputs(self, weight: Tensor, shift: Tensor, inputs: Tensor) -> Tensor:
         layer, bias = self._compared.layer, (self._compared.bias + shift).flatten()
-        outputs = _products(rows["input"].unflatten(1, (layer.g, layer.d)), weight) + bias
-        spatial = [1] * len(layer.kernel)  # activations may have settings for each channel
-        rows = {name: part.reshape(*part.shape, *spatial) for name, part in rows.items()}
-        loss, by_outputs = self._compared.slope(outputs.reshape(*outputs.shape, *spatial), rows)
-        slopes = torch.autograd.grad(outputs, leaves, by_outputs.view_as(outputs))
-        return Slopes(loss, [slopes[0]], [slopes[1]])
+        return self._as_maps(_products(inputs.unflatten(1, (layer.g, layer.d)), weight) + bias)
+
+    def _as_maps(self, values: Tensor) -> Tensor:
+        """Of one position each: activations may have settings for each channel."""
+        return values.reshape(*values.shape, *[1] * len(self._compared.layer.kernel))
 
     def windows(self) -> Iterator[tuple[Tensor, Tensor, Tensor | float]]:
         """For every group all windows (n, d), targets (n, r), and what is added, (n, r) or 0."""

@@ -41,6 +41,10 @@ class Objective(Protocol):
         """Samples there are."""
         ...
 
+    def loss(self, weights: Sequence[Tensor], shifts: Sequence[Tensor], samples: Tensor) -> Tensor:
+        """The mean loss over some samples alone; arguments as those of `slopes`."""
+        ...
+
     def slopes(
         self,
         weights: Sequence[Tensor],

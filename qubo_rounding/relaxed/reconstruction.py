@@ -312,8 +312,7 @@ def mean_loss(objective: Objective, weights: Sequence[Tensor], shifts: Sequence[
     """The loss over all samples."""
     total = 0.0
     for samples in torch.arange(objective.count).split(_SAMPLES_AT_ONCE):
-        loss = objective.slopes(weights, shifts, samples).loss
-        total += float(loss) * len(samples)
+        total += float(objective.loss(weights, shifts, samples)) * len(samples)
     return total / objective.count
 
 
