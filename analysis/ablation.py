@@ -53,6 +53,7 @@ class Method:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+BEST_SINGLE = "annealing, shrunk, scale refit"
 DISTILLED = "distillation of scales and biases"
 METHODS = {
     "nearest": Method({"solver": Nearest()}, {"bias": "keep"}),
@@ -64,6 +65,8 @@ METHODS = {
     ),
     "annealing": Method({"solver": ANNEALING}),  # from here on sequential, with bias refit
     "annealing, scale refit": Method({"solver": ANNEALING}, {"scale_refits": 1}),
+    "annealing, shrunk": Method({"solver": ANNEALING}, {"shrink": "auto"}),
+    BEST_SINGLE: Method({"solver": ANNEALING}, {"shrink": "auto", "scale_refits": 1}),
     "annealing, free levels": Method({"solver": ANNEALING}, {"candidates": "free"}),
     "annealing, activation finish": Method({"solver": ANNEALING, "finish": ActivationFinish()}),
     "AdaRound, eq 21": Method({"solver": AdaRound(iterations=1000, **SCHEDULE)}),
@@ -84,10 +87,10 @@ SINGLE = [name for name in METHODS if name != "blocks" and "distillation" not in
 # bits, bits of activations, calibration images, methods; the cheap ones first.
 PLAN: list[tuple[int, int | None, int, list[str]]] = [
     (4, None, 256, SINGLE),
-    (3, None, 256, ["annealing", "annealing, scale refit"]),
+    (3, None, 256, ["annealing", "annealing, scale refit", BEST_SINGLE]),
     (4, 8, 256, ["annealing"]),
-    (4, 8, 1000, ["annealing, scale refit"]),
-    (4, None, 1000, ["annealing", "annealing, scale refit", DISTILLED]),
+    (4, 8, 1000, ["annealing, scale refit", BEST_SINGLE]),
+    (4, None, 1000, ["annealing", "annealing, scale refit", BEST_SINGLE, DISTILLED]),
     (4, 8, 1000, [DISTILLED]),
     (3, None, 1000, [DISTILLED, "annealing, scale refit"]),
     (4, None, 1000, ["distillation of levels and biases"]),

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from qubo_rounding.batch_contrasts import BatchContrasts
 from qubo_rounding.layers import Layer
 from qubo_rounding.passes import LayerCall
 from qubo_rounding.patches import Patches, patches_of, signal_of
@@ -51,6 +52,8 @@ class InputSums:
             )
             for name in (*squares, *vectors)
         }
+        self._own = "_q" if paired else ""  # suffix of the inputs that the rounded layer gets
+        self._contrasts = BatchContrasts(*shape, device)
         self._reference: Tensor | None = None  # float32 or float64 (g channels,)
         self.count = 0
 
@@ -77,6 +80,8 @@ class InputSums:
                 self._add_own(tiling_q, x_q, "_q")
                 self._sums["change_q"] += tiling.fold(change @ x_q.mT, sides=2)
         self.count += patches.count
+        second, total = (self._sums[name + self._own] for name in ("second", "total"))
+        self._contrasts.follow(second, total, self.count, BLOCK_COLUMNS)
 
     def is_finite(self) -> bool:
         """Whether all inputs so far were finite: one that was not spoils its own square."""
@@ -91,13 +96,14 @@ class InputSums:
         sums, self._sums = self._sums, {}
         paired = "change_q" in sums
         reference = self._column_references()
+        contrasts = self._contrasts.finish(reference)
         if bool(reference.any()):
             if paired:  # a change has no reference: only its product with x_q lacks one side's
                 sums["change_q"] += outer(sums["total_change"], reference)
-            suffix = "_q" if paired else ""
-            self._put_back(reference, sums["second" + suffix], sums["total" + suffix])
+            self._put_back(reference, sums["second" + self._own], sums["total" + self._own])
         if not paired:
-            return {"second": _mirrored(sums["second"]), "total": sums["total"]}
+            second = _mirrored(sums["second"])
+            return {"second": second, "total": sums["total"], "contrasts": contrasts}
         second_q, second_change = (_mirrored(sums[n]) for n in ("second_q", "second_change"))
         change_q, total_q = sums["change_q"], sums["total_q"]
         return {
@@ -106,6 +112,7 @@ class InputSums:
             "second_q": second_q,
             "cross": second_q - change_q,
             "total_q": total_q,
+            "contrasts": contrasts,
         }
 
     def _centred(self, patches: Patches) -> Patches:

@@ -41,8 +41,26 @@ Bias = Annotated[
     typer.Option(help="let biases absorb mean errors, or keep them"),
 ]
 Equalise = Annotated[bool, typer.Option("--equalise", help="rescale channels between layers first")]
+
+
+def _share(text: str | float) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no number; give a share in [0, 1), or auto."
+        ) from None
+
+
 Shrink = Annotated[
-    float, typer.Option(help="share that correlations of inputs lose; gptq on few images needs it")
+    Any,
+    typer.Option(
+        parser=_share,
+        metavar="SHARE|auto",
+        help="share that correlations of inputs lose; auto takes off what is chance in each layer",
+    ),
 ]
 Encodings = Annotated[
     Path | None, typer.Option(help="take the weights' grids from this encodings file (JSON)")

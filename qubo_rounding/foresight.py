@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from qubo_rounding.batch_contrasts import contrast_bytes
 from qubo_rounding.layers import Layer
 from qubo_rounding.room import check_room
 
@@ -30,7 +31,8 @@ def gram_bytes(layers: Collection[Layer], *, paired: bool = False) -> int:
     """
     sizes = [_matrix(layer.g, layer.d) for layer in layers]
     sums = _SUMS_PAIRED if paired else _SUMS
-    return sums * (sum(sizes) + _FINISHING * max(sizes, default=0))
+    contrasts = sum(contrast_bytes(layer.g, layer.d) for layer in layers)
+    return sums * (sum(sizes) + _FINISHING * max(sizes, default=0)) + contrasts
 
 
 def row_bytes(g: int, r: int, d: int) -> int:
@@ -58,9 +60,11 @@ def network_bytes(
         max(POSING * matrix, matrix + solving_bytes(layer.g, layer.r, layer.d))
         for layer, matrix in zip(layers, matrices, strict=True)
     ]
+    contrasts = [contrast_bytes(layer.g, layer.d) for layer in layers]
     if calibration == "independent":
-        return _SUMS * sets * sum(matrices) + max(rounding)
-    return max(_SUMS_PAIRED * sets * m + r for m, r in zip(matrices, rounding, strict=True))
+        return sets * (_SUMS * sum(matrices) + sum(contrasts)) + max(rounding)
+    held = [sets * (_SUMS_PAIRED * m + c) for m, c in zip(matrices, contrasts, strict=True)]
+    return max(map(sum, zip(held, rounding, strict=True)))
 
 
 def check_grams(layers: Collection[Layer], *, paired: bool, device: torch.device | str) -> int:

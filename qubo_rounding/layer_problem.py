@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -47,10 +48,12 @@ class LayerSettings:
         act_bits: of the activations, 2 to 8; None leaves them in float.
         act_grids: of single activations by the name of their site, which are taken as they are:
             `read_encodings(path, "activations")`. Others have act_bits; without, all must be there.
-        shrink: share in [0, 1) that the off-diagonal moments of the inputs lose, which makes the
-            Gram matrix of few images definite: GPTQ needs that, and gains by it; others do not
-            (analysis/results/calibration_size.md). Records then tell the energy of the shrunk
-            problem; held-out energies are never shrunk.
+        shrink: share in [0, 1) that the off-diagonal moments of the inputs lose, or "auto" for as
+            much as chance is in them, layer by layer: little in the first layers of a network,
+            which see thousands of positions of an image, much in the last ones, where it keeps
+            levels from fitting the calibration images alone. "auto" compares batches, so there
+            have to be two at least. Records then tell the energy of the shrunk problem; held-out
+            energies are never shrunk.
 
     Raises:
         ValueError: bits, granularity or shrink outside what is allowed, or grids beside what would
@@ -69,7 +72,7 @@ class LayerSettings:
     equalise: bool = False
     act_bits: int | None = None
     act_grids: Mapping[str, FrozenGrid] = field(default_factory=dict)
-    shrink: float = 0.0
+    shrink: float | Literal["auto"] = 0.0
 
     def __post_init__(self) -> None:
         activations = () if self.act_bits is None else (self.act_bits,)
@@ -88,8 +91,10 @@ class LayerSettings:
             )
         if twice := sorted(set(self.grids) & set(self.layer_bits)):
             raise ValueError(f"layers {twice} have bits of their own and grids; give one of both.")
-        if not 0 <= self.shrink < 1:
-            raise ValueError(f"shrink is {self.shrink}; give a share in [0, 1).")
+        if self.shrink != "auto" and not (
+            isinstance(self.shrink, float | int) and 0 <= self.shrink < 1
+        ):
+            raise ValueError(f"shrink is {self.shrink!r}; give a share in [0, 1), or 'auto'.")
 
     @property
     def quantises_activations(self) -> bool:
@@ -145,9 +150,20 @@ def layer_problem(
     problem = local_problem(
         weight, grid, gram, bias=bias, candidates=settings.candidates, meta=meta
     )
-    if settings.shrink:
-        problem = replace(problem, gram=shrunk(problem.gram, settings.shrink))
+    share = settings.shrink
+    if share == "auto":
+        share = _sampling_share(layer, gram, central=bias == "refit")
+    if share > 0:
+        meta["shrink"] = share
+        problem = replace(problem, gram=shrunk(problem.gram, share), meta=meta)
     return problem, grid
+
+
+def _sampling_share(layer: Layer, gram: Gram, *, central: bool) -> float:
+    try:
+        return gram.sampling_share(central=central)
+    except ValueError as error:
+        raise ValueError(f"shrink='auto', layer {layer.name!r}: {error}") from None
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
+from qubo_rounding.batch_contrasts import ONE_BATCH
 from qubo_rounding.calibration import (
     Data,
+    Grams,
     Step,
     Trial,
     independent_steps,
@@ -154,6 +156,7 @@ def quantise(
         memory /= 2
     batches: list[Tensor] = []
     judging: list[Tensor] = []
+    every: list[Grams] = []
     sizes = [getattr(source, "loaded_bytes", 0) for source in (loader, held_out)]  # of `Images`
     data = Data(chain([first], stream) if grams is None else grams, sizes[0])
     judges = Data(held_out, sizes[1])
@@ -170,6 +173,8 @@ def quantise(
         steps = sequential_steps(
             *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
         )
+    if settings.shrink == "auto":
+        _check_contrasts(every[0] if calibration == "independent" else len(batches))
     how = {"solver": repr(method), "finish": repr(finish), "settings": repr(settings)}
     how |= {"calibration": calibration, "seed": seed}
     folder = None if run is None else RunFolder(run, how | _identity(plan, data, judges))
@@ -308,6 +313,19 @@ def _check_calibration(calibration: str, grams: object, held_out: object) -> Non
             "sequential calibration collects its Grams as the network is rounded; give batches, "
             "or choose calibration='independent' for Grams collected before."
         )
+
+
+def _check_contrasts(known: Grams | int) -> None:
+    """Grams that know how batches differ, or so many batches that theirs will."""
+    if isinstance(known, int):
+        if known < 2:
+            raise ValueError(f"shrink='auto': {ONE_BATCH}")
+        return
+    for name, gram in islice(known.items(), 1):
+        try:
+            gram.sampling_share(central=False)
+        except ValueError as error:
+            raise ValueError(f"shrink='auto', layer {name!r}: {error}") from None
 
 
 def _check_executor(executor: Workers | None, method: object, calibration: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.accumulation import InputSums, outer
+from qubo_rounding.batch_contrasts import probes_of, sampling_share
 from qubo_rounding.foresight import check_grams
 from qubo_rounding.kept_files import keep, kept
 from qubo_rounding.layers import Layer, find_layers
@@ -34,7 +35,7 @@ _CONSTANT = 1e-13
 class Gram:
     """Sums over samples and positions of a layer's input patches x (d values per group).
 
-    The last three are None unless inputs x_q of a quantised network were collected beside x.
+    Those of x_q are None unless inputs of a quantised network were collected beside x.
 
     Args:
         second: float64 (g, d, d), sum of x x'.
@@ -43,6 +44,8 @@ class Gram:
         second_q: float64 (g, d, d), sum of x_q x_q'.
         cross: float64 (g, d, d), sum of x x_q'.
         total_q: float64 (g, d), sum of x_q.
+        contrasts: float64 (g, 3 d + 1, k), how batches differ, of x_q where there are any; see
+            batch_contrasts.py. None where nobody noted it.
 
     Raises:
         ValueError: shapes or dtypes do not fit together, or the count is not positive.
@@ -54,18 +57,29 @@ class Gram:
     second_q: Tensor | None = None
     cross: Tensor | None = None
     total_q: Tensor | None = None
+    contrasts: Tensor | None = None
 
     def __post_init__(self) -> None:
         vector, square = tuple(self.total.shape), (*self.total.shape, *self.total.shape[-1:])
-        for name, tensor in self.tensors().items():
+        sums = self.tensors()
+        contrasts = sums.pop("contrasts", None)
+        for name, tensor in sums.items():
             shape = vector if name.startswith("total") else square
             if tuple(tensor.shape) != shape or len(vector) != 2 or tensor.dtype != torch.float64:
                 raise ValueError(
                     f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}. A Gram needs "
                     "float64 sums of shape (g, d, d), and totals of shape (g, d)."
                 )
-        if len(self.tensors()) not in (2, 5):
+        if len(sums) not in (2, 5):
             raise ValueError("Give all of second_q, cross and total_q, or none of them.")
+        if contrasts is not None:
+            g, d = vector
+            shape = (g, 3 * d + 1, probes_of(g))
+            if tuple(contrasts.shape) != shape or contrasts.dtype != torch.float64:
+                raise ValueError(
+                    f"contrasts are {contrasts.dtype} of shape {tuple(contrasts.shape)}; beside "
+                    f"totals of shape {vector} they are float64 of shape {shape}."
+                )
         if self.count < 1:
             raise ValueError(f"count is {self.count}: a Gram needs at least one patch.")
 
@@ -119,6 +133,22 @@ class Gram:
             self._varies("second", "total"), self._varies("second_q", "total_q")
         )
 
+    def sampling_share(self, *, central: bool) -> float:
+        """The share of the off-diagonal moments that is chance, in [0, 1]: what `shrunk` takes off.
+
+        Args:
+            central: of the covariance, not of the second moment; of x_q's where there are any.
+
+        Raises:
+            ValueError: there was one batch only, or it is not known how batches differ.
+        """
+        contrasts = self._present("contrasts")
+        if self.is_paired:
+            moments, mean = self.covariance_q if central else self.second_moment_q, self.mean_q
+        else:
+            moments, mean = self.covariance if central else self.second_moment, self.mean
+        return sampling_share(contrasts, moments, mean if central else None, self.count)
+
     def tensors(self) -> dict[str, Tensor]:
         """The sums that are present, by field name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -149,10 +179,13 @@ class Gram:
     def _present(self, name: str) -> Tensor:
         value = getattr(self, name)
         if value is None:
-            raise ValueError(
-                f"This Gram has no {name}: inputs of a quantised network were not collected. "
-                "Pass quantised= to collect_grams."
-            )
+            wanted = "it is older, or made by hand. Collect it by collect_grams."
+            if name != "contrasts":
+                wanted = (
+                    "inputs of a quantised network were not collected. Pass quantised= to "
+                    "collect_grams."
+                )
+            raise ValueError(f"This Gram has no {name}: {wanted}")
         return value
 
 
