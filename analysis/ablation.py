@@ -55,6 +55,7 @@ class Method:
 
 BEST_SINGLE = "annealing, shrunk, scale refit"
 DISTILLED = "distillation of scales and biases"
+BEST = "distillation of scales and biases, shrunk"
 METHODS = {
     "nearest": Method({"solver": Nearest()}, {"bias": "keep"}),
     "annealing, independent": Method(
@@ -82,6 +83,7 @@ METHODS = {
         }
     ),
     DISTILLED: Method({"reconstruction": Distillation()}, {"scale_refits": 1}),
+    BEST: Method({"reconstruction": Distillation()}, {"shrink": "auto", "scale_refits": 1}),
 }
 SINGLE = [name for name in METHODS if name != "blocks" and "distillation" not in name]
 # bits, bits of activations, calibration images, methods; the cheap ones first.
@@ -90,9 +92,9 @@ PLAN: list[tuple[int, int | None, int, list[str]]] = [
     (3, None, 256, ["annealing", "annealing, scale refit", BEST_SINGLE]),
     (4, 8, 256, ["annealing"]),
     (4, 8, 1000, ["annealing, scale refit", BEST_SINGLE]),
-    (4, None, 1000, ["annealing", "annealing, scale refit", BEST_SINGLE, DISTILLED]),
-    (4, 8, 1000, [DISTILLED]),
-    (3, None, 1000, [DISTILLED, "annealing, scale refit"]),
+    (4, None, 1000, ["annealing", "annealing, scale refit", BEST_SINGLE, DISTILLED, BEST]),
+    (3, None, 1000, [BEST]),
+    (4, 8, 1000, [BEST]),
     (4, None, 1000, ["distillation of levels and biases"]),
     (4, None, 256, ["blocks"]),
 ]
