@@ -52,8 +52,8 @@ class LayerSettings:
             much as chance is in them, layer by layer: little in the first layers of a network,
             which see thousands of positions of an image, much in the last ones, where it keeps
             levels from fitting the calibration images alone. "auto" compares batches, so there
-            have to be two at least. Records then tell the energy of the shrunk problem; held-out
-            energies are never shrunk.
+            have to be two at least. Records then tell the share (stats["shrink"]) and the energy
+            of the shrunk problem; held-out energies are never shrunk.
 
     Raises:
         ValueError: bits, granularity or shrink outside what is allowed, or grids beside what would

@@ -107,6 +107,7 @@ def _round(step: Step, weight: Tensor, rounder: Rounder, settings: LayerSettings
     found = rounder.round(posed)
     seconds = time.perf_counter() - began
     solution, nearest = found.solution, problem.nearest()
+    share = {"shrink": problem.meta["shrink"]} if "shrink" in problem.meta else {}
 
     def error_held_out(posed: Posed, levels: Tensor, shift: Tensor) -> float | None:
         if held is None:
@@ -128,7 +129,7 @@ def _round(step: Step, weight: Tensor, rounder: Rounder, settings: LayerSettings
         flips=int((solution.levels != nearest).sum()),
         seconds=seconds,
         solver=str(solution.stats.get("solved_by", rounder.name)),
-        stats=solution.stats,
+        stats={**solution.stats, **share},
     )
     grid = found.posed.grid
     done = RoundedLayer(solution.levels, grid.scale, grid.zero_point, found.shift, record)

@@ -173,6 +173,8 @@ def test_networks_are_rounded_with_it_whatever_the_calibration() -> None:
             quantise(model, batches, settings=s, calibration=calibration, seed=1)
             for s in (settings, LayerSettings(bits=3))
         )
+        assert all(0 < record.stats["shrink"] < 1 for record in shrunk_.records)
+        assert not any("shrink" in record.stats for record in plain.records)
         assert any(
             not torch.equal(shrunk_.layers[name].levels, plain.layers[name].levels)
             for name in plain.layers
