@@ -152,8 +152,9 @@ def test_problems_are_shrunk_by_the_share() -> None:
 
 
 def test_shrunk_problems_carry_over_to_other_images() -> None:
-    model = nn.Sequential(nn.Linear(40, 60)).eval()
-    nn.init.normal_(model[0].weight, generator=torch.Generator().manual_seed(3))
+    linear = nn.Linear(40, 60)
+    nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(3))
+    model = nn.Sequential(linear).eval()
     few, many = (collect_grams(model, inputs(n, n).split(n // 8))["0"] for n in (32, 8000))
     (layer,) = find_layers(model).layers.values()
     weight, errors = matrix_of(model, layer), []
