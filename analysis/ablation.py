@@ -153,11 +153,11 @@ def render() -> None:
         "point): refitting the bias and calibrating sequentially bring most; on 256 images "
         "shrinking by what is chance brings a tenth, at no cost, and a scale refit about as much; "
         "1,000 images bring more than both, and leave shrinking little to do (on MobileNetV2 "
-        "nothing, and distillation that starts there ends higher). Free levels cost, and so does "
-        "finishing behind the activation function on EfficientNet-Lite0. Distillation of scales "
-        "and biases, levels kept, has the least, and less than distillation that moves the levels "
-        "in three times as many iterations. Seconds were taken beside other work, on different "
-        "machines."
+        "nothing, and distillation that starts there ends higher); top-1 and agreement rise with "
+        "it as often as they fall. Free levels cost, and so does finishing behind the activation "
+        "function on EfficientNet-Lite0. Distillation of scales and biases, levels kept, has the "
+        "least, and less than distillation that moves the levels in three times as many "
+        "iterations. Seconds were taken beside other work, on different machines."
     )
     write_markdown("ablation", table, closing)
 
