@@ -57,8 +57,12 @@ class InputSums:
         self._reference: Tensor | None = None  # float32 or float64 (g channels,)
         self.count = 0
 
-    def add(self, call: LayerCall, call_q: LayerCall | None = None) -> None:
+    def add(self, call: LayerCall, call_q: LayerCall | None = None, *, batch: int) -> None:
         """Add the patches of one call.
+
+        Args:
+            call, call_q: in the float network; in the quantised one.
+            batch: number of the batch that they are of.
 
         Raises:
             ValueError: the two calls differ in layer or input shape.
@@ -81,7 +85,7 @@ class InputSums:
                 self._sums["change_q"] += tiling.fold(change @ x_q.mT, sides=2)
         self.count += patches.count
         second, total = (self._sums[name + self._own] for name in ("second", "total"))
-        self._contrasts.follow(second, total, self.count, BLOCK_COLUMNS)
+        self._contrasts.follow(second, total, self.count, BLOCK_COLUMNS, batch)
 
     def is_finite(self) -> bool:
         """Whether all inputs so far were finite: one that was not spoils its own square."""

@@ -47,26 +47,25 @@ class BatchContrasts:
         self._seen = [torch.zeros(*shape, k, **options)]
         self._seen += [torch.zeros(*size, 1, **options) for size in (shape, shape, (g, 1))]
         self._signed = [torch.zeros(*seen.shape[:2], k, **options) for seen in self._seen]
-        self._batches = 0
 
-    def follow(self, second: Tensor, total: Tensor, count: int, block: int) -> None:
-        """Take note of what a batch has added.
+    def follow(self, second: Tensor, total: Tensor, count: int, block: int, batch: int) -> None:
+        """Take note of what a batch has added, or a part of it.
 
         Args:
             second: (g, d, d) sum of x x' so far; below the diagonal blocks it is not looked at.
             total: (g, d) sum of x so far.
             count: patches so far.
             block: columns of a diagonal block.
+            batch: its number, counted from 0.
         """
         products = _symmetric_product(second, self._vectors, block)
         diagonal = second.diagonal(dim1=1, dim2=2).clone()
         patches = torch.full_like(self._seen[3], count)
         now = [products, diagonal.unsqueeze(2), total.clone().unsqueeze(2), patches]
-        signs = _signs(self._batches, self._vectors.shape[1]).to(second.device)
+        signs = _signs(batch, self._vectors.shape[1]).to(second.device)
         for signed, new, old in zip(self._signed, now, self._seen, strict=True):
             signed += signs * (new - old)
         self._seen = now
-        self._batches += 1
 
     def finish(self, reference: Tensor) -> Tensor:
         """(g, 3 d + 1, k) contrasts of x, where what was followed are sums of x - reference (g, d).

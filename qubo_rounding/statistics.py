@@ -206,7 +206,7 @@ def gram_of_calls(calls: Iterable[tuple[LayerCall, LayerCall | None]]) -> Gram:
     """The Gram of one layer over many of its calls, at least one; see `gram_of`."""
     sums: dict[str, InputSums] = {}
     for number, (call, call_q) in enumerate(calls):
-        _add_call(sums, call, call_q, source=f"batch {number}")
+        _add_call(sums, call, call_q, batch=number)
     (total,) = sums.values()
     return _gram(total)
 
@@ -248,7 +248,7 @@ def collect_grams(
         input_batches(loader), desc=f"grams, {size_of(needed)}", leave=False, disable=not progress
     )
     for number, images in enumerate(batches):
-        _add_batch(sums, models, wanted, images, f"batch {number}")
+        _add_batch(sums, models, wanted, images, number)
     missing = [name for name in wanted if name not in sums]
     if missing and (layers is not None or not sums):
         raise ValueError(
@@ -297,14 +297,14 @@ def _add_batch(
     models: list[nn.Module],
     layers: Mapping[str, Layer],
     images: Tensor,
-    source: str,
+    batch: int,
 ) -> None:
     """All models walk through the batch side by side; their calls are added where they meet."""
     with ExitStack() as stack:
         passes = [stack.enter_context(Pass(model, layers, images)) for model in models]
         for calls in zip_longest(*passes):
             _check_same_layer(calls)
-            _add_call(sums, *calls, source=source)
+            _add_call(sums, *calls, batch=batch)
 
 
 def _check_room(model: nn.Module, layers: Mapping[str, Layer], *, paired: bool) -> int:
@@ -324,15 +324,15 @@ def _check_same_layer(calls: tuple[LayerCall | None, ...]) -> None:
 
 
 def _add_call(
-    sums: dict[str, InputSums], call: LayerCall, call_q: LayerCall | None = None, *, source: str
+    sums: dict[str, InputSums], call: LayerCall, call_q: LayerCall | None = None, *, batch: int
 ) -> None:
     name = call.layer.name
     if name not in sums:
         sums[name] = InputSums(call.layer, paired=call_q is not None, device=call.input.device)
-    sums[name].add(call, call_q)
+    sums[name].add(call, call_q, batch=batch)
     if not sums[name].is_finite():
         raise ValueError(
-            f"An input of layer {name!r} in {source} is NaN, infinite or beyond 1e19. "
+            f"An input of layer {name!r} in batch {batch} is NaN, infinite or beyond 1e19. "
             "Check the images and the weights of the layers before it."
         )
 

@@ -59,7 +59,7 @@ def test_contrasts_are_signed_sums_seen_through_vectors(g: int, d: int) -> None:
             for start in range(256, d, 256):
                 filled[:, start:, start - 256 : start] = torch.nan
                 filled[:, start:, : start - 256] = torch.nan
-        contrasts.follow(filled, total, count, 256)
+        contrasts.follow(filled, total, count, 256, batch)
         x = y + reference[..., None]
         own = x @ x.mT
         columns = torch.cat(
@@ -125,6 +125,21 @@ def test_shares_survive_addition_and_files(tmp_path: Path) -> None:
 def test_uncorrelated_moments_have_no_share() -> None:
     gram = collect_grams(nn.Sequential(nn.Linear(1, 3)).eval(), inputs(8, 1)[:, :1].split(2))["0"]
     assert gram.sampling_share(central=True) == 0.0
+
+
+def test_calls_of_one_batch_are_no_two_batches() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(40, 40)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.linear(x))
+
+    model, x = Twice().eval(), inputs(32, 1)
+    with pytest.raises(ValueError, match="made from one"):
+        collect_grams(model, [x])["linear"].sampling_share(central=True)
+    assert 0 < collect_grams(model, x.split(8))["linear"].sampling_share(central=True) < 1
 
 
 def test_a_share_that_cannot_be_known_is_refused() -> None:
