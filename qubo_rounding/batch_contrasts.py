@@ -121,7 +121,7 @@ def sampling_share(contrasts: Tensor, moments: Tensor, mean: Tensor | None, coun
     diagonal = diagonal - signed * own.unsqueeze(2)
     # Of every contrast the squares off its diagonal, expected over the signs of the vectors.
     chance = ((products.square().sum((0, 1)) - diagonal.square().sum((0, 1))) / patches).mean()
-    size = moments.square().sum() - own.square().sum()
+    size = torch.linalg.vector_norm(moments).square() - own.square().sum()
     share = float(chance / size) if float(size) > 0 else 0.0
     return round(min(max(share, 0.0), 1.0), 3)  # the last bits may depend on how sums were made
 

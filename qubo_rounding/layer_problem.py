@@ -152,18 +152,23 @@ def layer_problem(
     )
     share = settings.shrink
     if share == "auto":
-        share = _sampling_share(layer, gram, central=bias == "refit")
+        share = share_of_chance(layer.name, gram, central=bias == "refit")
     if share > 0:
         meta["shrink"] = share
         problem = replace(problem, gram=shrunk(problem.gram, share), meta=meta)
     return problem, grid
 
 
-def _sampling_share(layer: Layer, gram: Gram, *, central: bool) -> float:
+def share_of_chance(name: str, gram: Gram, *, central: bool) -> float:
+    """`Gram.sampling_share`, whose error names the layer.
+
+    Raises:
+        ValueError: it cannot be known.
+    """
     try:
         return gram.sampling_share(central=central)
     except ValueError as error:
-        raise ValueError(f"shrink='auto', layer {layer.name!r}: {error}") from None
+        raise ValueError(f"shrink='auto', layer {name!r}: {error}") from None
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

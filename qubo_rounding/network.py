@@ -31,7 +31,7 @@ from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
 from qubo_rounding.foresight import check_network
 from qubo_rounding.grid import Grid
-from qubo_rounding.layer_problem import LayerSettings, layer_problem
+from qubo_rounding.layer_problem import LayerSettings, layer_problem, share_of_chance
 from qubo_rounding.layer_work import LayerWork
 from qubo_rounding.layers import find_layers, matrix_of
 from qubo_rounding.own_biases import check_own_biases, give_biases
@@ -322,10 +322,7 @@ def _check_contrasts(known: Grams | int) -> None:
             raise ValueError(f"shrink='auto': {ONE_BATCH}")
         return
     for name, gram in islice(known.items(), 1):
-        try:
-            gram.sampling_share(central=False)
-        except ValueError as error:
-            raise ValueError(f"shrink='auto', layer {name!r}: {error}") from None
+        share_of_chance(name, gram, central=False)
 
 
 def _check_executor(executor: Workers | None, method: object, calibration: str) -> None:

@@ -142,12 +142,16 @@ class Gram:
         Raises:
             ValueError: there was one batch only, or it is not known how batches differ.
         """
-        contrasts = self._present("contrasts")
+        if self.contrasts is None:
+            raise ValueError(
+                "This Gram has no contrasts: it is older, or made by hand. Collect it by "
+                "collect_grams."
+            )
         if self.is_paired:
             moments, mean = self.covariance_q if central else self.second_moment_q, self.mean_q
         else:
             moments, mean = self.covariance if central else self.second_moment, self.mean
-        return sampling_share(contrasts, moments, mean if central else None, self.count)
+        return sampling_share(self.contrasts, moments, mean if central else None, self.count)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums that are present, by field name."""
@@ -179,13 +183,10 @@ class Gram:
     def _present(self, name: str) -> Tensor:
         value = getattr(self, name)
         if value is None:
-            wanted = "it is older, or made by hand. Collect it by collect_grams."
-            if name != "contrasts":
-                wanted = (
-                    "inputs of a quantised network were not collected. Pass quantised= to "
-                    "collect_grams."
-                )
-            raise ValueError(f"This Gram has no {name}: {wanted}")
+            raise ValueError(
+                f"This Gram has no {name}: inputs of a quantised network were not collected. "
+                "Pass quantised= to collect_grams."
+            )
         return value
 
 

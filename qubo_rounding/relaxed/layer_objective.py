@@ -57,17 +57,19 @@ class Compared:
 
     def loss(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """The loss for outputs of the softly rounded layer."""
-        return self._of(self.following(outputs, rows.get("added")), rows)[0]
+        return self._loss_and_slope(self.following(outputs, rows.get("added")), rows)[0]
 
     def slope(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss for outputs of the softly rounded layer, and its derivative by them."""
         at = outputs.detach().requires_grad_()
         compared = self.following(at, rows.get("added"))
-        loss, by_compared = self._of(compared.detach(), rows)
+        loss, by_compared = self._loss_and_slope(compared.detach(), rows)
         (by_outputs,) = torch.autograd.grad(compared, at, by_compared)
         return loss, by_outputs
 
-    def _of(self, compared: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _loss_and_slope(
+        self, compared: Tensor, rows: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """The loss for what follows the outputs, and its derivative."""
         difference = compared - rows["target"].view_as(compared)
         weights = self.row_weights.flatten()
@@ -217,7 +219,7 @@ class PatchObjective:
         return Slopes(loss, [by_weight], [by_shift])
 
     def _rows(self, samples: Tensor) -> dict[str, Tensor]:
-        """(n, values) of every stored tensor, (n, values, 1, 1) of those that maps are."""
+        """Stored inputs (n, values), and what is compared as maps of one position."""
         rows = {name: part.flatten(0, 1) for name, part in self._store.take(samples).items()}
         return {n: part if n == "input" else self._as_maps(part) for n, part in rows.items()}
 
