@@ -43,15 +43,23 @@ def for_each_tile(
     """
     threads = torch.get_num_threads()
     tiles = list(row_tiles(g, r, threads if g * r * operations > _WORTH_A_THREAD else 1))
-    threads = min(threads, len(tiles))
+    others = min(threads, len(tiles)) - 1
+    left = iter(tiles)
 
-    def run_share(first: int) -> None:
-        for tile in tiles[first::threads]:
+    def run() -> None:
+        for tile in left:
             kernel(*tile)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(run_share, range(threads)):
-            pass
+    if others == 0:
+        run()
+        return
+    # Whoever is ready takes the next tile: for some milliseconds after a call of torch its own
+    # threads keep their cores busy, waiting for the next.
+    with ThreadPoolExecutor(others) as pool:
+        tasks = [pool.submit(run) for _ in range(others)]
+        run()
+    for task in tasks:
+        task.result()
 
 
 def for_each_row(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from company import torch_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import LAYERS, batches, residual
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.layers import find_layers
 from qubo_rounding.passes import Pass
+from qubo_rounding.relaxed import activation_quantiser, fused_quantiser
 from qubo_rounding.relaxed.activation_quantiser import ActivationQuantiser
 from qubo_rounding.relaxed.activation_ranges import Histogram, collect_histograms
 from qubo_rounding.relaxed.activation_sites import find_sites
@@ -30,6 +32,7 @@ from qubo_rounding.relaxed.activations import (
     attach,
     calibrate_activations,
 )
+from qubo_rounding.relaxed.fused_quantiser import Draw
 
 EXAMPLES = settings(max_examples=40, deadline=None)
 RULES = [ActivationMinMax(), ActivationMSE(candidates=20), ActivationPercentile(99.9)]
@@ -330,6 +333,52 @@ def test_a_quantiser_needs_a_grid(arguments: tuple[float, int, int]) -> None:
 def test_a_grid_without_zero_is_refused(ends: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="does not hold 0"):
         ActivationQuantiser.covering(*ends, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_fused_pass_does_what_torch_s_operations_do(
+    layout: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantiser, draw = ActivationQuantiser(0.25, 5, 4), Draw(0.4, 11)
+    quantiser.scale.requires_grad_()
+    x = 2 * normal(3, 5, 61, 67).to(dtype).contiguous(memory_format=layout)  # more than one part
+    x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, 0.0])
+    x.requires_grad_()
+
+    def passes() -> list[Tensor]:
+        found = quantiser.quantise(x, draw)
+        slopes = torch.autograd.grad(
+            found, (x, quantiser.scale), normal(*x.shape, seed=1).to(dtype)
+        )
+        return [found.detach(), *slopes]
+
+    fused = passes()
+    stays = fused[0] == x
+    monkeypatch.setattr(fused_quantiser, "can_fuse", lambda _: False)
+    monkeypatch.setattr(activation_quantiser, "_drawn", lambda *_: stays)
+    unfused = passes()
+    assert fused[0].is_contiguous(memory_format=layout)
+    assert float(stays.double().mean()) == pytest.approx(0.4, abs=0.01)
+    assert torch.equal(fused[0], unfused[0])
+    assert torch.equal(fused[1], unfused[1])
+    assert float(fused[2]) == pytest.approx(float(unfused[2]), rel=1e-4)
+
+
+def test_the_fused_pass_does_not_depend_on_threads() -> None:
+    x, gradient = normal(40, 4000), normal(40, 4000, seed=1)
+    found = []
+    for threads in (1, 2, 5):
+        with torch_threads(threads):
+            rounded = fused_quantiser.quantised(x, 0.1, 3, 15, Draw(0.5, 2))
+            by_x, by_scale = fused_quantiser.slopes(gradient, x, 0.1, 3, 15, Draw(0.5, 2))
+            found.append(torch.cat([rounded.flatten(), by_x.flatten(), torch.tensor([by_scale])]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_no_values_are_quantised_to_none() -> None:
+    assert ActivationQuantiser(0.25, 5, 4)(torch.empty(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("zero_point", [0, 5, 15])

@@ -1,10 +1,12 @@
-"""Annealing, AdaRound and Gram collection against their floors, alternating in one run.
+"""Annealing, AdaRound, Grams and activation quantisers against their floors, in one run.
 
     python -m analysis.benchmarks.speed          # about 2 minutes on 2 cores, nothing else running
 
 Floors: 100 annealing sweeps or 1,000 AdaRound iterations against as many float32 matrix products
 (192 x 1152)(1152 x 1152), 0.51 GFLOP each; Gram collection against the plain forward pass of the
-same images. Best of the repetitions on both sides. Writes results/speed.csv and results/speed.md.
+same images; an activation put on its grid, half of it dropped, and the slopes back, against passes
+over memory that read three tensors of its size and write two. Ours and the floor take turns; best
+of the repetitions on both sides. Writes results/speed.csv and results/speed.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from analysis.timing import seconds
 from qubo_rounding import AdaRound, Annealing, Nearest, collect_grams, load_model
 from qubo_rounding.imagenet import demo_photographs
 from qubo_rounding.provenance import provenance
+from qubo_rounding.relaxed.activation_quantiser import ActivationQuantiser
+from qubo_rounding.relaxed.fused_quantiser import Draw
 from qubo_rounding.report import markdown_table, write_table
 from qubo_rounding.testing import random_problem
 
@@ -54,6 +58,22 @@ def measure() -> list[dict[str, Any]]:
     rows.append(
         _row("Grams of EfficientNet-Lite0", 4.0, lambda: collect_grams(model, batches), forward)
     )
+    activation = torch.rand(6, 96, 112, 112, generator=torch.Generator().manual_seed(0))
+    activation = activation.contiguous(memory_format=torch.channels_last).requires_grad_()
+    quantiser = ActivationQuantiser.covering(0, 1, 8)
+    quantiser.scale.requires_grad_()
+    received, other = (torch.ones_like(activation).detach() for _ in range(2))
+
+    def quantise() -> None:
+        values = quantiser.quantise(activation, Draw(0.5, 0))
+        torch.autograd.grad(values, (activation, quantiser.scale), received)
+
+    def move() -> None:
+        for _ in range(2):
+            other.copy_(received)
+        received.sum()
+
+    rows.append(_row("activation quantiser, both ways", 3.0, quantise, move))
     return rows
 
 

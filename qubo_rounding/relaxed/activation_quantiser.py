@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qubo_rounding.grid import check_fineness
+from qubo_rounding.relaxed import fused_quantiser
+from qubo_rounding.relaxed.fused_quantiser import KEEPS_NONE, Draw
 
 
 def unsigned_grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,8 @@ class ActivationQuantiser(nn.Module):
     The slope by x is that of the clipping alone. The slope by the scale is round(x / scale) -
     x / scale within the range and the end's level beyond, times 1 / sqrt(n (2^bits - 1)), with n
     the number of values of one sample.
+
+    On a CPU a fused pass computes values and slopes each, on other devices torch's operations.
 
     Args:
         scale: step of the grid, positive; a parameter, which learns once `requires_grad` is set.
@@ -69,11 +73,11 @@ class ActivationQuantiser(nn.Module):
         scale, zero_point = unsigned_grid(*ends, bits=bits)
         return cls(float(scale), int(zero_point), bits)
 
-    def quantise(self, x: Tensor) -> Tensor:
-        """The values of x on the grid, shaped as x and of its dtype."""
+    def quantise(self, x: Tensor, draw: Draw = KEEPS_NONE) -> Tensor:
+        """The values of x on the grid, shaped as x and of its dtype, but for those drawn."""
         if torch.onnx.is_in_onnx_export():
             return self._in_operators_of_onnx(x)
-        return _Quantise.apply(x, self.scale, self.zero_point, 2**self.bits - 1)
+        return _Quantise.apply(x, self.scale, self.zero_point, 2**self.bits - 1, draw)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `quantise`."""
@@ -101,27 +105,46 @@ class ActivationQuantiser(nn.Module):
 
 
 class _Quantise(torch.autograd.Function):
-    """The values on the grid, with the slopes of Esser et al."""
+    """The values on the grid, with the slopes of Esser et al.; those drawn stay as they are."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, largest: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, largest: int, draw: Draw
+    ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.largest = largest
+        ctx.largest, ctx.draw = largest, draw
+        if fused_quantiser.can_fuse(x):
+            grid = float(scale.detach()), float(zero_point), largest
+            return fused_quantiser.quantised(x, *grid, draw)
         # Numbers as bounds: clamp_ with tensors takes four times as long.
         levels = (x / scale).round_().add_(zero_point).clamp_(0, largest)
-        return levels.sub_(zero_point).mul_(scale)
+        on_grid = levels.sub_(zero_point).mul_(scale)
+        return torch.where(_drawn(x, draw), x, on_grid) if draw.share else on_grid
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, scale, zero_point = ctx.saved_tensors
-        steps = x / scale
-        level = steps + zero_point
-        inside = (level >= 0) & (level <= ctx.largest)
-        by_scale = None
-        if ctx.needs_input_grad[1]:
+        if fused_quantiser.can_fuse(x):
+            grid = float(scale.detach()), float(zero_point), ctx.largest
+            by_x, total = fused_quantiser.slopes(gradient, x, *grid, ctx.draw)
+            by_scale = scale.new_tensor(total)
+        else:
+            steps = x / scale
+            level = steps + zero_point
+            inside = (level >= 0) & (level <= ctx.largest)
             rounded = level.clamp_(0, ctx.largest).sub_(zero_point).round_()
-            slope = rounded.sub_(steps.mul_(inside))
-            damping = (x.shape[1:].numel() * ctx.largest) ** -0.5
-            by_scale = slope.mul_(gradient).sum().mul_(damping).to(scale.dtype)
-        return gradient * inside, by_scale, None, None
+            moves = rounded.sub_(steps.masked_fill_(~inside, 0))
+            if ctx.draw.share:
+                stays = _drawn(x, ctx.draw)
+                inside |= stays
+                moves.masked_fill_(stays, 0)
+            by_x, by_scale = gradient * inside, moves.mul_(gradient).sum().to(scale.dtype)
+        damping = (x.shape[1:].numel() * ctx.largest) ** -0.5
+        return by_x, by_scale * damping if ctx.needs_input_grad[1] else None, None, None, None
+
+
+def _drawn(x: Tensor, draw: Draw) -> Tensor:
+    """Which values stay in float; the same at every call."""
+    generator = torch.Generator(x.device).manual_seed(draw.key)
+    return torch.rand(x.shape, generator=generator, device=x.device) < draw.share

@@ -32,6 +32,7 @@ from qubo_rounding.relaxed.activation_ranges import (
     collect_histograms,
 )
 from qubo_rounding.relaxed.activation_sites import find_sites
+from qubo_rounding.relaxed.fused_quantiser import Draw
 from qubo_rounding.solvers.random_numbers import stream_keys
 
 __all__ = [
@@ -151,9 +152,7 @@ class ActivationQuantisers(nn.Module):
 
         def visit(site: str, x: Tensor) -> Tensor:
             key = int(stream_keys(seed, torch.tensor(self._place[site]))) % 2**63
-            draw = torch.Generator(x.device).manual_seed(key)
-            stays = torch.rand(x.shape, generator=draw, device=x.device) < dropping.share
-            return torch.where(stays, x, self[site].quantise(x))
+            return self[site].quantise(x, Draw(dropping.share, key))
 
         return visit
 
