@@ -58,7 +58,7 @@ SCRIPTS = (
     Script("benchmarks.network_speed", "minutes a network: AdaRound on Grams, `auto`", 30),
     Script("benchmarks.bounds_by_width", "lower bounds: seconds, floor, tightness", 5, 1),
     Script("benchmarks.k_best_widths", "K-best by width and order", 2, 1),
-    Script("benchmarks.speed", "annealing, AdaRound, Grams against their floors", 2),
+    Script("benchmarks.speed", "annealing, AdaRound, Grams, activations: floors", 2),
     Script("benchmarks.reconstruction_speed", "one reconstruction iteration, floor", 1),
     Script("benchmarks.allocator", "forward passes with freed memory reused", 2),
     Script("benchmarks.memory_budgets", "resident memory within the budget?", 15),

@@ -53,7 +53,8 @@ def exp32(x):  # pyright: ignore
 def log32(x):  # pyright: ignore
     """The logarithm of a normal positive x to 1e-6."""
     bits = _bits_of(x)  # pyright: ignore
-    exponent = np.int32((bits - np.int32(0x3F3504F3)) >> np.int32(23))
+    # Every step is cast: in 64 bits, as numba would have them, half of the lanes are lost.
+    exponent = np.int32(np.int32(bits - np.int32(0x3F3504F3)) >> np.int32(23))
     m = _of_bits(np.int32(bits - np.int32(exponent << np.int32(23)))) - _F(1)  # pyright: ignore
     p = _F(7.0376836292e-2)
     p = p * m - _F(1.1514610310e-1)
