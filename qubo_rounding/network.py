@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
-from qubo_rounding.batch_contrasts import ONE_BATCH
 from qubo_rounding.calibration import (
     Data,
     Grams,
     Step,
-    Trial,
     independent_steps,
     sequential_steps,
     suspended_bytes,
@@ -31,9 +28,17 @@ from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
 from qubo_rounding.foresight import check_network
 from qubo_rounding.grid import Grid
-from qubo_rounding.layer_problem import LayerSettings, layer_problem, share_of_chance
+from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layer_work import LayerWork
 from qubo_rounding.layers import find_layers, matrix_of
+from qubo_rounding.network_arguments import (
+    check_arguments,
+    check_calibration,
+    check_contrasts,
+    check_executor,
+    check_learnable,
+    chosen_method,
+)
 from qubo_rounding.own_biases import check_own_biases, give_biases
 from qubo_rounding.passes import input_batches
 from qubo_rounding.plan import Plan, plan_rounding, prepared
@@ -51,8 +56,6 @@ from qubo_rounding.rounders import (
 )
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, install
 from qubo_rounding.solvers import Annealing, Solver
-from qubo_rounding.solvers.auto import DEFAULT_SOLVER
-from qubo_rounding.spread import Spread
 from qubo_rounding.statistics import Gram, collect_grams
 from qubo_rounding.tasks import Workers
 from qubo_rounding.watch import watching
@@ -138,10 +141,10 @@ def quantise(
         RefusedError: the solver refuses a layer; the message names the layer.
     """
     settings = settings or LayerSettings()
-    method = _method(solver, reconstruction, finish, calibration, settings)
-    _check_calibration(calibration, grams, held_out)
-    _check_executor(executor, method, calibration)
-    _check_arguments(method, layers, skip, seed, memory)
+    method = chosen_method(solver, reconstruction, finish, calibration, settings)
+    check_calibration(calibration, grams, held_out)
+    check_executor(executor, method, calibration)
+    check_arguments(method, layers, skip, seed, memory)
     stream = input_batches(loader)
     first = next(stream)
     plan = plan_rounding(model, first, layers, skip, settings)
@@ -152,7 +155,7 @@ def quantise(
     if settings.bias == "refit" or on_data:
         check_own_biases(rounded, plan.layers, first[:1])
     if on_data:
-        _check_learnable(plan.folded, plan.trial)
+        check_learnable(plan.folded, plan.trial)
         memory /= 2
     batches: list[Tensor] = []
     judging: list[Tensor] = []
@@ -174,7 +177,7 @@ def quantise(
             *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
         )
     if settings.shrink == "auto":
-        _check_contrasts(every[0] if calibration == "independent" else len(batches))
+        check_contrasts(every[0] if calibration == "independent" else len(batches))
     how = {"solver": repr(method), "finish": repr(finish), "settings": repr(settings)}
     how |= {"calibration": calibration, "seed": seed}
     folder = None if run is None else RunFolder(run, how | _identity(plan, data, judges))
@@ -242,35 +245,6 @@ def _named(steps: Iterable[Step], bar: tqdm[Any]) -> Iterator[Step]:
         yield step
 
 
-def _method(
-    solver: Solver | None,
-    reconstruction: Reconstruction | None,
-    finish: ActivationFinish | None,
-    calibration: str,
-    settings: LayerSettings,
-) -> Solver | Reconstruction:
-    if solver is not None and reconstruction is not None:
-        raise ValueError(
-            "give a solver or a reconstruction, not both; a reconstruction takes a solver as its "
-            "start."
-        )
-    on_data = reconstruction is not None or finish is not None
-    if (on_data or settings.quantises_activations) and calibration != "sequential":
-        raise ValueError(
-            "reconstruction, finish and quantised activations need the layers' inputs one layer "
-            "after the other; choose calibration='sequential' (Reconstruction(asymmetric=False) "
-            "for float inputs)."
-        )
-    if isinstance(reconstruction, BlockReconstruction):
-        for given, grids in (("step_lr", "act_grids"), ("scale_lr", "grids")):
-            if getattr(settings, grids) and getattr(reconstruction, given) > 0:
-                raise ValueError(
-                    f"{grids} are taken as they are, and this reconstruction learns their scales; "
-                    f"give it {given}=0."
-                )
-    return reconstruction or solver or DEFAULT_SOLVER
-
-
 def _rounder_on(
     network: NetworkData,
     method: Solver | Reconstruction,
@@ -288,67 +262,6 @@ def _rounder_on(
 def _solver_of(method: Solver | Reconstruction) -> Solver:
     """The solver that rounds layers, where a method has one."""
     return method if isinstance(method, Solver) else method.start or Annealing()
-
-
-def _check_learnable(model: nn.Module, trial: Trial) -> None:
-    often = [name for name, calls in trial.calls.items() if calls > 1]
-    if often:
-        raise ValueError(
-            f"the network calls {often} more than once; reconstruction needs one call of a layer. "
-            "Leave them out with skip, or choose a solver."
-        )
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    if kinds:
-        raise ValueError(
-            f"the network has parameters of {kinds.pop()}; reconstruction learns in float32. Give "
-            "it model.float(), or choose a solver."
-        )
-
-
-def _check_calibration(calibration: str, grams: object, held_out: object) -> None:
-    if calibration not in ("sequential", "independent"):
-        raise ValueError(f"calibration is {calibration!r}; give 'sequential' or 'independent'.")
-    if calibration == "sequential" and (grams is not None or isinstance(held_out, Mapping)):
-        raise ValueError(
-            "sequential calibration collects its Grams as the network is rounded; give batches, "
-            "or choose calibration='independent' for Grams collected before."
-        )
-
-
-def _check_contrasts(known: Grams | int) -> None:
-    """Grams that know how batches differ, or so many batches that theirs will."""
-    if isinstance(known, int):
-        if known < 2:
-            raise ValueError(f"shrink='auto': {ONE_BATCH}")
-        return
-    for name, gram in islice(known.items(), 1):
-        share_of_chance(name, gram, central=False)
-
-
-def _check_executor(executor: Workers | None, method: object, calibration: str) -> None:
-    if executor is not None and (calibration == "sequential" or isinstance(method, Spread)):
-        raise ValueError(
-            "an executor solves layers that need no other, each as a whole; choose "
-            "calibration='independent' and a plain solver, or spread a solver's rows: "
-            "Spread(solver, executor)."
-        )
-
-
-def _check_arguments(
-    method: object, layers: object, skip: object, seed: object, memory: float
-) -> None:
-    if not isinstance(method, (Solver, Reconstruction)):
-        raise ValueError(
-            f"the solver is {method!r}; give an object such as Annealing(), or what "
-            "make_solver('annealing') gives."
-        )
-    for name, names in (("layers", layers), ("skip", skip)):
-        if isinstance(names, str):
-            raise ValueError(f"{name} is {names!r}; give a list of names.")
-    if type(seed) is not int:
-        raise ValueError(f"seed is {seed!r}; give a whole number.")
-    if not 0 <= memory < math.inf:
-        raise ValueError(f"memory is {memory}; give a number of bytes, 0 or more.")
 
 
 def nearest_network(
