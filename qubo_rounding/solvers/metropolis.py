@@ -162,10 +162,14 @@ def _draw(key, step, temperature, limit, way):  # pyright: ignore
     """For each column of a block the largest gain it accepts, and one of two ways."""
     for k in range(len(limit)):
         bits = random_bits(key, step + np.uint64(k))
-        limit[k] = _F(_I(bits >> np.uint64(40))) * _F(2.0**-24) + _F(2.0**-25)
-        way[k] = _I(_I(2) * _I(bits & np.uint64(1)) - _I(1))
+        # Both in one number: two stores of 32 bits keep this loop of 64 from being vectorised.
+        backwards = _I(_I(bits & np.uint64(1)) - _I(1))  # 0, or every bit set
+        limit[k] = _F(_I(_I(bits >> np.uint64(40)) ^ backwards))
     for k in range(len(limit)):
-        limit[k] = -temperature * log32(limit[k])
+        is_backwards = limit[k] < _F(0)
+        drawn = -limit[k] - _F(1) if is_backwards else limit[k]
+        limit[k] = -temperature * log32(drawn * _F(2.0**-24) + _F(2.0**-25))
+        way[k] = _I(-1) if is_backwards else _I(1)
 
 
 @numba.njit(inline="always")
