@@ -20,7 +20,6 @@ from qubo_rounding.watch import watched
 from qubo_rounding.whole_numbers import check_whole
 
 _NEVER = np.float32(1e38)  # gain of a flip that cannot be made
-_BLOCK = 64  # columns among which the lowest gain is sought at once
 _HIGHEST = np.int32(2**31 - 1)
 _NOISE = 1e-6  # in units of energy: what float32 leaves of a sum of gains
 
@@ -141,7 +140,7 @@ def _walk_rows(gram, slopes, steps, keys, flipped, kicks, moves, tenure):  # pyr
                     continue
             else:
                 needed = np.float32(least - energy - _NOISE)
-                c = _best_flip(slope, twice, own, gains, tabu[:count], needed)
+                c = _best_flip(slope, twice, own, gains, tabu, count, needed)
             energy += twice[c] * slope[c] + own[c]
             now[c] = not now[c]
             until[c] = move + 1 + stay + np.int64((bits >> np.uint64(32)) % np.uint64(stay + 1))
@@ -168,21 +167,15 @@ def _flip(column, change, slope, twice, offer, gains):  # pyright: ignore
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_flip(slope, twice, own, gains, tabu, needed):  # pyright: ignore
+def _best_flip(slope, twice, own, gains, tabu, count, needed):  # pyright: ignore
     """The column with the lowest gain that is not tabu or, better still, a tabu one below `needed`.
 
     At most half of the free weights are tabu, so there always is one.
     """
-    bits, first, lowest = gains.view(np.int32), 0, _HIGHEST
-    for begin in range(0, len(gains), _BLOCK):
-        of_block = _lowest_rank(bits[begin : begin + _BLOCK])
-        if of_block < lowest:
-            first, lowest = begin, of_block
-    best, least = first, gains[first]
-    for j in range(first + 1, min(first + _BLOCK, len(gains))):
-        if gains[j] < least:
-            best, least = j, gains[j]
-    for j in tabu:
+    best = _place_of_lowest(gains.view(np.int32))
+    least = gains[best]
+    for k in range(count):
+        j = tabu[k]
         gain = twice[j] * slope[j] + own[j]
         if gain < needed and gain < least:
             best, least = j, gain
@@ -190,16 +183,19 @@ def _best_flip(slope, twice, own, gains, tabu, needed):  # pyright: ignore
 
 
 @numba.njit(cache=True, nogil=True)
-def _lowest_rank(bits):  # pyright: ignore
-    """The least of float32 numbers, given and told by integers in the same order.
+def _place_of_lowest(bits):  # pyright: ignore
+    """Where the least of float32 numbers is, told by integers in the same order; the first of many.
 
     A minimum of integers is found in vector registers; one of floats, which may be NaN, is not.
     """
-    lowest = _HIGHEST
+    lowest = place = _HIGHEST
     for j in range(len(bits)):
         rank = np.int32(bits[j] ^ ((bits[j] >> np.int32(31)) & _HIGHEST))
         lowest = min(lowest, rank)
-    return lowest
+    wanted = np.int32(lowest ^ ((lowest >> np.int32(31)) & _HIGHEST))
+    for j in range(len(bits)):
+        place = min(place, np.int32(j) if bits[j] == wanted else _HIGHEST)
+    return np.int64(place)
 
 
 @numba.njit(cache=True, nogil=True)
