@@ -365,6 +365,15 @@ def test_the_fused_pass_does_what_torch_s_operations_do(
     assert float(fused[2]) == pytest.approx(float(unfused[2]), rel=1e-4)
 
 
+def test_what_stays_in_float_without_the_fused_pass_has_its_slope() -> None:
+    x = torch.full((4, 500), 3.0, dtype=torch.bfloat16, requires_grad=True)  # beyond the grid
+    found = ActivationQuantiser(0.25, 5, 3).quantise(x, Draw(0.3, 7))
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    stays = found == x
+    assert float(stays.double().mean()) == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(slope, stays.to(torch.bfloat16))
+
+
 def test_the_fused_pass_does_not_depend_on_threads() -> None:
     x, gradient = normal(40, 4000), normal(40, 4000, seed=1)
     found = []

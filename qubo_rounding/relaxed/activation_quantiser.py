@@ -125,23 +125,24 @@ class _Quantise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, scale, zero_point = ctx.saved_tensors
+        by_scale, learns = None, ctx.needs_input_grad[1]
         if fused_quantiser.can_fuse(x):
             grid = float(scale.detach()), float(zero_point), ctx.largest
             by_x, total = fused_quantiser.slopes(gradient, x, *grid, ctx.draw)
-            by_scale = scale.new_tensor(total)
+            by_scale = scale.new_tensor(total) if learns else None
         else:
             steps = x / scale
             level = steps + zero_point
             inside = (level >= 0) & (level <= ctx.largest)
-            rounded = level.clamp_(0, ctx.largest).sub_(zero_point).round_()
-            moves = rounded.sub_(steps.masked_fill_(~inside, 0))
-            if ctx.draw.share:
-                stays = _drawn(x, ctx.draw)
-                inside |= stays
-                moves.masked_fill_(stays, 0)
-            by_x, by_scale = gradient * inside, moves.mul_(gradient).sum().to(scale.dtype)
-        damping = (x.shape[1:].numel() * ctx.largest) ** -0.5
-        return by_x, by_scale * damping if ctx.needs_input_grad[1] else None, None, None, None
+            stays = _drawn(x, ctx.draw) if ctx.draw.share else torch.zeros_like(inside)
+            by_x = gradient * (inside | stays)
+            if learns:
+                rounded = level.clamp_(0, ctx.largest).sub_(zero_point).round_()
+                moves = rounded.sub_(steps.masked_fill_(~inside, 0)).masked_fill_(stays, 0)
+                by_scale = moves.mul_(gradient).sum().to(scale.dtype)
+        if by_scale is not None:
+            by_scale *= (x.shape[1:].numel() * ctx.largest) ** -0.5
+        return by_x, by_scale, None, None, None
 
 
 def _drawn(x: Tensor, draw: Draw) -> Tensor:

@@ -50,10 +50,10 @@ def quantised(x: Tensor, scale: float, zero_point: float, largest: int, draw: Dr
     x = _dense(x)
     result = torch.empty_like(x)
     values, out = _flat(x), _flat(result)
-    numbers = _numbers(values, scale, zero_point, largest)
+    numbers = _numbers(values.dtype, scale, zero_point, largest, draw)
 
     def run(_: int, parts: slice) -> None:
-        _quantise(values, out, (parts.start, parts.stop), *numbers, *_random(draw))
+        _quantise(values, out, (parts.start, parts.stop), *numbers)
 
     for_each_tile(1, _parts(values), run, _OPERATIONS)
     return result
@@ -67,11 +67,11 @@ def slopes(
     result = torch.empty_like(x)
     by_result = gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
     values, slope, out = _flat(x), _flat(by_result), _flat(result)
-    numbers = _numbers(values, scale, zero_point, largest)
+    numbers = _numbers(values.dtype, scale, zero_point, largest, draw)
     sums = np.empty(_parts(values))
 
     def run(_: int, parts: slice) -> None:
-        _slopes(slope, values, out, sums, (parts.start, parts.stop), *numbers, *_random(draw))
+        _slopes(slope, values, out, sums, (parts.start, parts.stop), *numbers)
 
     for_each_tile(1, len(sums), run, _OPERATIONS)
     return result, float(sums.sum())
@@ -96,17 +96,17 @@ def _parts(values: np.ndarray) -> int:
     return -(-len(values) // _PART)
 
 
-def _numbers(values: np.ndarray, *numbers: float) -> list:
-    return [values.dtype.type(number) for number in numbers]
-
-
-def _random(draw: Draw) -> tuple[np.uint64, np.uint64]:
-    return np.uint64(draw.key), np.uint64(draw.share * 2**53)
+def _numbers(
+    dtype: np.dtype, scale: float, zero_point: float, largest: int, draw: Draw
+) -> tuple[np.generic, ...]:
+    """What the loops are told of grid and draw: each value is compared with 53 random bits."""
+    grid = (dtype.type(number) for number in (scale, zero_point, largest))
+    return (*grid, np.uint64(draw.key), np.uint64(draw.share * 2**53))
 
 
 @numba.njit(inline="always")
 def _stays(key, below, i):  # pyright: ignore
-    return (below > np.uint64(0)) & (random_bits(key, np.uint64(i)) >> np.uint64(11) < below)
+    return random_bits(key, np.uint64(i)) >> np.uint64(11) < below
 
 
 # One part each, in a loop from 0 without branches: others are not vectorised.
@@ -115,7 +115,7 @@ def _stays(key, below, i):  # pyright: ignore
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _part_values(x, out, first, scale, zero_point, largest, key, below):  # pyright: ignore
     """Comparisons pass NaN on; `first` counts the values before this part."""
-    zero = zero_point - zero_point
+    zero = zero_point - zero_point  # of their type
     for i in range(len(x)):
         level = np.rint(x[i] / scale) + zero_point
         level = zero if level < zero else level
@@ -126,7 +126,7 @@ def _part_values(x, out, first, scale, zero_point, largest, key, below):  # pyri
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 def _part_slopes(slope, x, out, first, scale, zero_point, largest, key, below):  # pyright: ignore
-    zero = zero_point - zero_point
+    zero = zero_point - zero_point  # of their type
     total = 0.0
     for i in range(len(x)):
         steps = x[i] / scale
