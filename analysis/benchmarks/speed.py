@@ -58,6 +58,10 @@ def measure() -> list[dict[str, Any]]:
     rows.append(
         _row("Grams of EfficientNet-Lite0", 4.0, lambda: collect_grams(model, batches), forward)
     )
+    return [*rows, _activation_row()]
+
+
+def _activation_row() -> dict[str, Any]:
     activation = torch.rand(6, 96, 112, 112, generator=torch.Generator().manual_seed(0))
     activation = activation.contiguous(memory_format=torch.channels_last).requires_grad_()
     quantiser = ActivationQuantiser.covering(0, 1, 8)
@@ -73,8 +77,7 @@ def measure() -> list[dict[str, Any]]:
             other.copy_(received)
         received.sum()
 
-    rows.append(_row("activation quantiser, both ways", 3.0, quantise, move))
-    return rows
+    return _row("activation quantiser, both ways", 3.0, quantise, move)
 
 
 def _row(
