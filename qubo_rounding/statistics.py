@@ -101,8 +101,7 @@ class Gram:
     @property
     def covariance(self) -> Tensor:
         """E[x x'] - E[x] E[x]', (g, d, d): the Gram that is left when the bias may be refitted."""
-        varies = self._varies("second", "total")
-        return (self.second_moment - outer(self.mean, self.mean)) * outer(varies, varies)
+        return self._about_means(self.second_moment, "", "")
 
     @property
     def mean_q(self) -> Tensor:
@@ -117,8 +116,7 @@ class Gram:
     @property
     def covariance_q(self) -> Tensor:
         """E[x_q x_q'] - E[x_q] E[x_q]', (g, d, d)."""
-        varies = self._varies("second_q", "total_q")
-        return (self.second_moment_q - outer(self.mean_q, self.mean_q)) * outer(varies, varies)
+        return self._about_means(self.second_moment_q, "_q", "_q")
 
     @property
     def cross_moment(self) -> Tensor:
@@ -128,10 +126,7 @@ class Gram:
     @property
     def cross_covariance(self) -> Tensor:
         """E[x x_q'] - E[x] E[x_q]', (g, d, d)."""
-        covariance = self.cross_moment - outer(self.mean, self.mean_q)
-        return covariance * outer(
-            self._varies("second", "total"), self._varies("second_q", "total_q")
-        )
+        return self._about_means(self.cross_moment, "", "_q")
 
     def sampling_share(self, *, central: bool) -> float:
         """The share of the off-diagonal moments that is chance, in [0, 1]: what `shrunk` takes off.
@@ -174,10 +169,15 @@ class Gram:
         sums = {name: mine[name] + theirs[name] for name in mine}
         return Gram(count=self.count + other.count, **sums)
 
-    def _varies(self, second: str, total: str) -> Tensor:
+    def _about_means(self, moment: Tensor, left: str, right: str) -> Tensor:
+        """(g, d, d) a second moment less its means'; of x on a side named "", of x_q on "_q"."""
+        means = (self._present(f"total{side}") / self.count for side in (left, right))
+        return (moment - outer(*means)) * outer(self._varies(left), self._varies(right))
+
+    def _varies(self, side: str) -> Tensor:
         """float64 (g, d): 0 for inputs whose variance is none as far as the sums can tell."""
-        moment = self._present(second).diagonal(dim1=1, dim2=2) / self.count
-        variance = moment - (self._present(total) / self.count).square()
+        moment = self._present(f"second{side}").diagonal(dim1=1, dim2=2) / self.count
+        variance = moment - (self._present(f"total{side}") / self.count).square()
         return ((variance > _CONSTANT * moment) & (self.count > 1)).double()
 
     def _present(self, name: str) -> Tensor:
