@@ -43,7 +43,7 @@ from qubo_rounding.network import QuantisedNetwork, nearest_network, problems, q
 from qubo_rounding.network_comparison import compare_networks
 from qubo_rounding.network_study import NetworkCase, NetworkMethod
 from qubo_rounding.order_of_sums import fix_order_of_sums
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
 from qubo_rounding.qubo.bqm import from_bqm, levels_from_sample, to_bqm, to_quadratic_model
 from qubo_rounding.qubo.hessian import task_cost, task_hessian, task_problem
@@ -73,6 +73,7 @@ from qubo_rounding.relaxed.softening import (
 )
 from qubo_rounding.scale_refit import refit_scale, round_with_scales
 from qubo_rounding.segmentation import evaluate_dense
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     SOLVERS,
     AdaRound,

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from qubo_rounding.activation_loss import RowData, row_problems
 from qubo_rounding.following import Following
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.layer_objective import PatchObjective
 from qubo_rounding.scale_refit import going_on
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import Annealing, Solver
 from qubo_rounding.whole_numbers import check_whole
 

@@ -9,19 +9,16 @@ and all passes move through the network in lockstep. The network is walked once,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Any
+from itertools import islice
 
 from torch import Tensor, nn
 
-from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.following import Following, capture
 from qubo_rounding.layers import Layer
-from qubo_rounding.passes import LayerCall, Pass, input_batches
-from qubo_rounding.room import check_room
+from qubo_rounding.passes import LayerCall, Pass
 from qubo_rounding.statistics import Gram, collect_grams, gram_of_calls
 
 Grams = Mapping[str, Gram]
@@ -29,76 +26,6 @@ Grams = Mapping[str, Gram]
 # What a suspended pass holds beside the layer's input: a residual branch, as a rule.
 _HELD_PER_INPUT = 1.5
 _MOST_SUSPENDED = 256  # pairs of passes, each of them a thread: a process may have a few thousand
-
-
-class Data:
-    """What a network is calibrated on, or judged by: batches, or Grams collected before.
-
-    Args:
-        source: batches, possibly none; or Grams by layer.
-        size: bytes of all batches together, where that is known before they are loaded.
-    """
-
-    def __init__(self, source: Iterable[Any] | Mapping[str, Gram], size: int = 0) -> None:
-        self._source, self._size = source, size
-        self.fingerprint = Fingerprint()  # of what has been taken so far
-
-    @property
-    def is_collected(self) -> bool:
-        """Whether Gram matrices are collected from it: it is neither empty nor Grams already."""
-        is_empty = isinstance(self._source, Sized) and len(self._source) == 0
-        return not (is_empty or isinstance(self._source, Mapping))
-
-    def batches(self) -> Iterator[Tensor]:
-        """The model's inputs, batch by batch."""
-        items = iter(self._source)
-        for first in items:  # without a first one there is nothing for input_batches to refuse
-            yield from self.fingerprint.passing(input_batches(chain([first], items)))
-
-    def held(self, reserve: float = 0) -> list[Tensor]:
-        """All batches at once.
-
-        Args:
-            reserve: bytes that must be left beside them.
-
-        Raises:
-            ValueError: there is no room for them; told at once where their size is known.
-        """
-        remedy = "give fewer images, or choose independent calibration, which streams them"
-        check_room(self._size + reserve, "holding all images, with the work on them,", remedy)
-        batches: list[Tensor] = []
-        for batch in self.batches():
-            work = f"holding more than {len(batches)} batches, with the work on them,"
-            check_room(batch.nbytes + reserve, work, remedy, batch.device)
-            batches.append(batch)
-        return batches
-
-    def grams(self, model: nn.Module, layers: Mapping[str, Layer], progress: bool) -> Grams:
-        """The Gram of every layer, in the order of the layers; empty without any data.
-
-        Raises:
-            ValueError: the Grams given lack a layer, or one is of another shape.
-        """
-        if isinstance(self._source, Mapping):
-            return self._given(self._source, layers)
-        batches = self.batches()
-        first = next(batches, None)
-        if first is None:
-            return {}
-        grams = collect_grams(model, chain([first], batches), layers=layers, progress=progress)
-        return {name: grams[name] for name in layers}
-
-    def _given(self, grams: Grams, layers: Mapping[str, Layer]) -> Grams:
-        for name, layer in layers.items():
-            gram = grams.get(name)
-            if gram is None or gram.total.shape != (layer.g, layer.d):
-                raise ValueError(
-                    f"the Grams given hold none of shape {(layer.g, layer.d, layer.d)} for layer "
-                    f"{name!r}; collect them from this network."
-                )
-            for tensor in gram.tensors().values():
-                self.fingerprint.add(tensor)
-        return {name: grams[name] for name in layers}
 
 
 @dataclass(frozen=True)

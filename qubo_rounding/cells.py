@@ -11,10 +11,11 @@ import torch
 
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.means import quotient
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.provenance import now
 from qubo_rounding.records import Record
 from qubo_rounding.referee import run_solver
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import RefusedError, Solver
 from qubo_rounding.study import Case, Outcome
 from qubo_rounding.tasks import SentProblem, Workers, run_tasks, sending

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.run_folder import LayerRecord
+from qubo_rounding.solution import PROVEN_TOLERANCE, Solution
 from qubo_rounding.solvers import Solver
 
 REPORTED_TOLERANCE = 1e-6  # relative; a solver may report what it scored in float32 products

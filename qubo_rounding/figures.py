@@ -18,7 +18,8 @@ from torch import Tensor
 
 from qubo_rounding.evaluation import Evaluation
 from qubo_rounding.means import geometric_mean
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 
 # Okabe and Ito 2008, told apart by every kind of colour vision; their yellow is too pale on white.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#000000")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import PROVEN_TOLERANCE, Solution
 
 
 @dataclass(frozen=True)

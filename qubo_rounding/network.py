@@ -15,18 +15,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from qubo_rounding.activation_finish import ActivationFinish
-from qubo_rounding.calibration import (
+from qubo_rounding.calibration import Step
+from qubo_rounding.calibration_data import (
     Data,
-    Grams,
-    Step,
-    independent_steps,
-    sequential_steps,
-    suspended_bytes,
+    Supply,
+    independent_supply,
+    sequential_supply,
 )
 from qubo_rounding.fingerprint import Fingerprint, architecture
 from qubo_rounding.folder_lock import locked
 from qubo_rounding.following import find_following
-from qubo_rounding.foresight import check_network
 from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layer_work import LayerWork
@@ -46,7 +44,7 @@ from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.refinement import Refinement
 from qubo_rounding.relaxed.activations import attach, calibrate_activations, quantisers_of
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
-from qubo_rounding.room import check_room, size_of
+from qubo_rounding.room import size_of
 from qubo_rounding.rounders import (
     FinishingRounder,
     LayerRounder,
@@ -148,83 +146,65 @@ def quantise(
     stream = input_batches(loader)
     first = next(stream)
     plan = plan_rounding(model, first, layers, skip, settings)
-    rounded = copy.deepcopy(plan.folded)
     on_data = reconstruction is not None or finish is not None
-    if settings.bias == "refit":
-        give_biases(rounded, plan.layers)
-    if settings.bias == "refit" or on_data:
-        check_own_biases(rounded, plan.layers, first[:1])
+    rounded = _copy_to_round(plan, first, settings, on_data)
     if on_data:
-        check_learnable(plan.folded, plan.trial)
         memory /= 2
-    batches: list[Tensor] = []
-    judging: list[Tensor] = []
-    every: list[Grams] = []
-    sizes = [getattr(source, "loaded_bytes", 0) for source in (loader, held_out)]  # of `Images`
-    data = Data(chain([first], stream) if grams is None else grams, sizes[0])
-    judges = Data(held_out, sizes[1])
-    sets = data.is_collected + judges.is_collected
-    needed = check_network(plan.layers.values(), calibration, sets, first.device)
+    data = Data(chain([first], stream) if grams is None else grams, _loaded_bytes(loader))
+    judges = Data(held_out, _loaded_bytes(held_out))
     if calibration == "independent":
-        every = [d.grams(plan.folded, plan.layers, progress) for d in (data, judges)]
-        steps = independent_steps(plan.layers, *every)
+        supply = independent_supply(plan, data, judges, progress)
     else:
-        batches, judging = (d.held(reserve=needed) for d in (data, judges))
-        needed += suspended_bytes(plan.trial, len(batches) + len(judging), memory)
-        check_room(needed, "rounding behind suspended passes", "give less memory", first.device)
-        _quantise_activations(plan, rounded, batches, settings)
-        steps = sequential_steps(
-            *(plan.folded, rounded, plan.layers, batches, judging), trial=plan.trial, memory=memory
-        )
+        supply = sequential_supply(plan, rounded, data, judges, memory)
     if settings.shrink == "auto":
-        check_contrasts(every[0] if calibration == "independent" else len(batches))
+        check_contrasts(supply.known)
+    if settings.quantises_activations:
+        quantisers = calibrate_activations(
+            plan.folded, supply.batches, settings.act_bits, site_grids=settings.act_grids
+        )
+        attach(rounded, quantisers)
     how = {"solver": repr(method), "finish": repr(finish), "settings": repr(settings)}
     how |= {"calibration": calibration, "seed": seed}
     folder = None if run is None else RunFolder(run, how | _identity(plan, data, judges))
-    place = folder and folder.path
+    rounder: Rounder = SolverRounder(_solver_of(method), settings, seed)
     if on_data:
         following = find_following(rounded, plan.layers, first[:1])
-        images = sum(len(batch) for batch in batches)
+        images = sum(len(batch) for batch in supply.batches)
         network = NetworkData(plan.folded, following, images, seed, memory)
-        rounder = _rounder_on(network, method, finish, settings, folder)
-    else:
-        rounder = SolverRounder(_solver_of(method), settings, seed)
+        rounder = _rounder_on(network, rounder, method, finish, folder)
     work = LayerWork(plan.folded, rounded, rounder, settings, folder)
-    finished, in_blocks = {}, isinstance(method, BlockReconstruction)
-    tell = on_layer or (lambda record: None)
-    announced = f"layers, {size_of(needed)} at most"
-    bar = tqdm(total=len(plan.layers), desc=announced, disable=not progress)
-    with nullcontext() if place is None else locked(place):
-        # Closing: a refused layer must not leave passes suspended.
-        with torch.no_grad(), bar, watching(progress=progress), closing(steps):
-            named = _named(steps, bar)
-            ending = work.in_turn(named) if executor is None else work.on_workers(named, executor)
-            for done in ending:
-                finished[done.record.name] = done
-                if not in_blocks:
-                    tell(done.record)
-                bar.update()
-        finished = {name: finished[name] for name in plan.layers}
-        if isinstance(method, BlockReconstruction):
+    place = folder and folder.path
+    in_blocks = isinstance(method, BlockReconstruction)  # of these a layer ends with all others
+    with nullcontext() if place is None else locked(place), watching(progress=progress):
+        at_once = None if in_blocks else on_layer
+        finished = _rounded_layers(plan, work, supply, executor, at_once, progress)
+        if in_blocks:
             refinement = Refinement(
-                *(plan.folded, rounded, plan.layers, batches, judging, settings, method),
-                *(seed, memory, place, progress),
+                *(plan.folded, rounded, plan.layers, supply.batches, supply.judging),
+                *(settings, method, seed, memory, place, progress),
             )
-            with watching(progress=progress):
-                finished = refinement.refine(finished)
+            finished = refinement.refine(finished)
             for done in finished.values():
-                tell(done.record)
+                if on_layer is not None:
+                    on_layer(done.record)
     return QuantisedNetwork(rounded, finished, plan.skipped)
 
 
-def _quantise_activations(
-    plan: Plan, rounded: nn.Module, batches: list[Tensor], settings: LayerSettings
-) -> None:
-    if settings.quantises_activations:
-        quantisers = calibrate_activations(
-            plan.folded, batches, settings.act_bits, site_grids=settings.act_grids
-        )
-        attach(rounded, quantisers)
+def _copy_to_round(plan: Plan, batch: Tensor, settings: LayerSettings, on_data: bool) -> nn.Module:
+    """A copy of the folded network whose layers can be rounded as the settings want it."""
+    rounded = copy.deepcopy(plan.folded)
+    if settings.bias == "refit":
+        give_biases(rounded, plan.layers)
+    if settings.bias == "refit" or on_data:
+        check_own_biases(rounded, plan.layers, batch[:1])
+    if on_data:
+        check_learnable(plan.folded, plan.trial)
+    return rounded
+
+
+def _loaded_bytes(source: object) -> int:
+    """Of `Images`, which know it; 0 of others."""
+    return getattr(source, "loaded_bytes", 0)
 
 
 def _identity(plan: Plan, data: Data, judges: Data) -> dict[str, Any]:
@@ -238,6 +218,30 @@ def _identity(plan: Plan, data: Data, judges: Data) -> dict[str, Any]:
     }
 
 
+def _rounded_layers(
+    plan: Plan,
+    work: LayerWork,
+    supply: Supply,
+    executor: Workers | None,
+    on_layer: Callable[[LayerRecord], None] | None,
+    progress: bool,
+) -> dict[str, RoundedLayer]:
+    """All layers, in the order of the plan, whichever ended first."""
+    finished: dict[str, RoundedLayer] = {}
+    announced = f"layers, {size_of(supply.needed)} at most"
+    bar = tqdm(total=len(plan.layers), desc=announced, disable=not progress)
+    # Closing: a refused layer must not leave passes suspended.
+    with torch.no_grad(), bar, closing(supply.steps):
+        named = _named(supply.steps, bar)
+        ending = work.in_turn(named) if executor is None else work.on_workers(named, executor)
+        for done in ending:
+            finished[done.record.name] = done
+            if on_layer is not None:
+                on_layer(done.record)
+            bar.update()
+    return {name: finished[name] for name in plan.layers}
+
+
 def _named(steps: Iterable[Step], bar: tqdm[Any]) -> Iterator[Step]:
     """The steps, each named on the bar when its turn comes."""
     for step in steps:
@@ -247,13 +251,12 @@ def _named(steps: Iterable[Step], bar: tqdm[Any]) -> Iterator[Step]:
 
 def _rounder_on(
     network: NetworkData,
+    rounder: Rounder,
     method: Solver | Reconstruction,
     finish: ActivationFinish | None,
-    settings: LayerSettings,
     folder: RunFolder | None,
 ) -> Rounder:
     """What rounds the layers where their inputs are looked at, not only their Grams."""
-    rounder: Rounder = SolverRounder(_solver_of(method), settings, network.seed)
     if isinstance(method, Reconstruction) and not isinstance(method, BlockReconstruction):
         rounder = LayerRounder(method, network, folder)
     return rounder if finish is None else FinishingRounder(rounder, finish, network)

@@ -18,13 +18,14 @@ from qubo_rounding.kept_files import file_name
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.layers import Layer, bias_of, weight_of
 from qubo_rounding.local_loss import BiasMode, bias_shift
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, PatchObjective
 from qubo_rounding.relaxed.layer_reconstruction import LayerData, reconstruct_layer
 from qubo_rounding.relaxed.reconstruction import Reconstruction
 from qubo_rounding.run_folder import RunFolder
 from qubo_rounding.scale_refit import round_with_scales
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import RefusedError, Solver
 from qubo_rounding.statistics import Gram
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from qubo_rounding.grid import Granularity, Grid
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.local_loss import Candidates
-from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.problem import RoundingProblem, gram_product
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts, Given
 from qubo_rounding.solvers.solver import Solver

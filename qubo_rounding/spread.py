@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.tasks import SentProblem, Workers, run_tasks, sending
 from qubo_rounding.watch import watched

@@ -13,9 +13,10 @@ from torch import Tensor
 from qubo_rounding.cross_checks import CrossCheckError
 from qubo_rounding.exchange_file import check_npz_file
 from qubo_rounding.fingerprint import Fingerprint
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.record_files import read_records, write_records
 from qubo_rounding.records import Record
+from qubo_rounding.solution import Solution
 
 RECORDS = "records.csv"
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from qubo_rounding import calibration
 from qubo_rounding.calibration import (
-    Data,
     Trial,
     independent_steps,
     sequential_steps,
     trial_run,
 )
+from qubo_rounding.calibration_data import Data
 from qubo_rounding.layers import find_layers, weight_of
 from qubo_rounding.statistics import Gram, collect_grams
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from qubo_rounding.known_optima import KnownOptima
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bounds import sdp_bound
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     Annealing,
     Certified,

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 
 from qubo_rounding.cli import app
 from qubo_rounding.cli_compare import split_descriptions
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.record_files import read_records
 from qubo_rounding.records import NetworkRecord
+from qubo_rounding.solution import Solution
 from qubo_rounding.testing import random_problem
 
 COMMANDS = ("demo", "problems", "solve", "compare", "compare-networks", "quantize", "report")

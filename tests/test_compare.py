@@ -14,8 +14,9 @@ import torch
 from qubo_rounding import provenance as provenance_module
 from qubo_rounding.compare import compare
 from qubo_rounding.cross_checks import CrossCheckError
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.referee import run_solver
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import Descent, Enumeration, Nearest, RefusedError, Solver
 from qubo_rounding.study import Case, CaseFiles
 from qubo_rounding.testing import random_problem

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     Annealing,
     BestOf,

@@ -9,7 +9,8 @@ from itertools import count
 import pytest
 import torch
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import SOLVERS, Enumeration, Nearest, Solver, make_solver
 from qubo_rounding.testing import check_solver, planted_problem, random_problem
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qubo_rounding import room
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import SOLVERS, make_solver
 from qubo_rounding.testing import random_problem
 from qubo_rounding.watch import watching

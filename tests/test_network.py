@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from qubo_rounding.batch_norm import fold_batch_norm
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, problems, quantise
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     Annealing,
     Descent,

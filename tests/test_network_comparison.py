@@ -18,11 +18,12 @@ from qubo_rounding.network import quantise
 from qubo_rounding.network_comparison import compare_networks
 from qubo_rounding.network_study import NetworkCase, NetworkMethod
 from qubo_rounding.network_tables import network_rows
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.record_files import read_records, write_records
 from qubo_rounding.records import NetworkRecord
 from qubo_rounding.relaxed.reconstruction import Reconstruction
 from qubo_rounding.report import networks_table
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import Annealing, Gptq, Nearest, Solver, TreeSearch
 from qubo_rounding.solvers.auto import DEFAULT_SOLVER
 from qubo_rounding.study_page import write_study_page

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution, gram_product
+from qubo_rounding.problem import ProblemError, RoundingProblem, gram_product
+from qubo_rounding.solution import Solution
 from qubo_rounding.testing import random_problem
 
 TENSORS = ("gram", "target", "scale", "low", "high", "linear", "offset", "stream")

@@ -27,7 +27,7 @@ from qubo_rounding import (
     room,
 )
 from qubo_rounding.batch_contrasts import contrast_bytes
-from qubo_rounding.calibration import Data
+from qubo_rounding.calibration_data import Data
 from qubo_rounding.cli import app
 from qubo_rounding.foresight import gram_bytes, network_bytes
 from qubo_rounding.models import Preprocessing

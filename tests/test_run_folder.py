@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from qubo_rounding.fingerprint import Fingerprint
 from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import QuantisedNetwork, quantise
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.checkpoint import Checkpoint
 from qubo_rounding.relaxed.reconstruction import BlockReconstruction, Reconstruction
 from qubo_rounding.run_folder import LayerRecord, RoundedLayer, RunFolder, problem_file
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import Nearest, RefusedError, Solver, Stochastic
 from qubo_rounding.testing import random_problem
 

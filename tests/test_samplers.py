@@ -16,9 +16,10 @@ from dimod.exceptions import SamplerUnknownArgWarning
 from dimod.testing import assert_sampler_api, assert_sampleset_energies, load_sampler_bqm_tests
 from dwave.samplers import SteepestDescentComposite
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import from_bqm, to_bqm
 from qubo_rounding.qubo.samplers import SolverSampler
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     SOLVERS,
     Annealing,

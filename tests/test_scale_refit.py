@@ -15,8 +15,9 @@ from qubo_rounding.grid import Grid
 from qubo_rounding.layer_problem import LayerSettings, layer_problem
 from qubo_rounding.layers import Layer
 from qubo_rounding.local_loss import bias_shift, output_error
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.scale_refit import refit_scale, round_with_scales
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import (
     AdaRound,
     Annealing,

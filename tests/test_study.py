@@ -10,8 +10,9 @@ import pytest
 
 from qubo_rounding.compare import compare
 from qubo_rounding.cross_checks import CrossCheckError, check_modules_agree
-from qubo_rounding.problem import ProblemError, RoundingProblem, Solution
+from qubo_rounding.problem import ProblemError, RoundingProblem
 from qubo_rounding.record_files import read_records
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import AdaRound, Annealing, Enumeration, Gptq, Nearest, Solver
 from qubo_rounding.study import Case
 from qubo_rounding.testing import random_problem

@@ -20,9 +20,10 @@ from hard_rows import (
     indefinite,
 )
 
-from qubo_rounding.problem import PROVEN_TOLERANCE, RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound, sdp_bound_of
 from qubo_rounding.qubo.spins import SpinRow, spin_row
+from qubo_rounding.solution import PROVEN_TOLERANCE, Solution
 from qubo_rounding.solvers import Annealing, Enumeration, Gptq, Nearest, Solver, ellipsoid
 from qubo_rounding.solvers.depth_first import Tree, grow_tree, search
 from qubo_rounding.solvers.ellipsoid import first_shift, fit_shift, search_tables

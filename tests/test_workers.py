@@ -19,7 +19,8 @@ from qubo_rounding.layer_problem import LayerSettings
 from qubo_rounding.network import quantise
 from qubo_rounding.network_comparison import compare_networks
 from qubo_rounding.network_study import NetworkCase, NetworkMethod
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers import Annealing, Certified, Enumeration, Nearest, RefusedError, Solver
 from qubo_rounding.spread import Spread
 from qubo_rounding.testing import random_problem

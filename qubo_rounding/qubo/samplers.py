@@ -10,8 +10,9 @@ from typing import Any
 import dimod
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import as_sampleset, from_bqm
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watching

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.softening import Relaxation
+from qubo_rounding.solution import Solution
 
 _DOUBT = 0.2  # how far from a given level its weight starts: near enough to come back
 _CELL = 0.4  # in a range it starts where it was, but no further away: beyond 0.5 it is rounded away

@@ -12,7 +12,7 @@ from qubo_rounding.calibration import LayerPair
 from qubo_rounding.following import Following
 from qubo_rounding.grid import Grid
 from qubo_rounding.layers import Layer
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.layer_objective import Compared, MapObjective, PatchObjective
 from qubo_rounding.relaxed.reconstruction import (
@@ -22,6 +22,7 @@ from qubo_rounding.relaxed.reconstruction import (
     learn,
     mean_loss,
 )
+from qubo_rounding.solution import Solution
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.grid import Grid
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.relaxed.adam import Adam
 from qubo_rounding.relaxed.checkpoint import NO_CHECKPOINT, Checkpoint
 from qubo_rounding.relaxed.choices import choices_of
@@ -20,6 +20,7 @@ from qubo_rounding.relaxed.course import Course
 from qubo_rounding.relaxed.objective import Objective
 from qubo_rounding.relaxed.soft_levels import SoftLevels
 from qubo_rounding.relaxed.softening import KeptLevels, RectifiedSigmoid, Relaxation
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.problem import RoundingProblem, gram_product
 from qubo_rounding.relaxed.choices import Choices, choices_of
 from qubo_rounding.relaxed.course import Course
 from qubo_rounding.relaxed.soft_levels import SoftLevels
 from qubo_rounding.relaxed.softening import RectifiedSigmoid, Relaxation
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bounds import sdp_bound
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.auto import Auto
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.whole_numbers import check_whole

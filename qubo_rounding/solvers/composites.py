@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.solver import Solver
 
 

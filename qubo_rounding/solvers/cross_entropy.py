@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.problem import RoundingProblem, gram_product
 from qubo_rounding.row_batches import row_batches
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.idle_weights import fix_idle
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from qubo_rounding.parallel import for_each_tile
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.gptq import Gptq
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched

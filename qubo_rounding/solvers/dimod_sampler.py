@@ -9,7 +9,7 @@ from typing import Any
 import dimod
 from dwave.samplers import SimulatedAnnealingSampler, SteepestDescentSampler, TabuSampler
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bqm import (
     Encoding,
     check_encoding,
@@ -17,6 +17,7 @@ from qubo_rounding.qubo.bqm import (
     levels_from_sample,
     to_bqm,
 )
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import watched

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from qubo_rounding.parallel import for_each_row
-from qubo_rounding.problem import RoundingProblem, Solution, gram_product
+from qubo_rounding.problem import RoundingProblem, gram_product
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.gray_code import enumerate_rows
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.watch import alarm

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from qubo_rounding.parallel import for_each_tile
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.triangular import Triangular, TriangularSolver
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qubo_rounding.foresight import row_bytes
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.solver import Solver
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from qubo_rounding.foresight import solving_bytes
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.room import lacking_room
+from qubo_rounding.solution import Solution
 
 
 class RefusedError(ValueError):

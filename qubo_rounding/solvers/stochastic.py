@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from qubo_rounding.foresight import row_bytes
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.random_numbers import stream_keys, uniforms
 from qubo_rounding.solvers.solver import Solver

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from qubo_rounding.parallel import for_each_row
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound_of
 from qubo_rounding.qubo.spins import SpinRow, spin_row
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import FirstThatAccepts
 from qubo_rounding.solvers.depth_first import Tree, grow_tree, restart, search
