@@ -8,8 +8,9 @@ from contextlib import suppress
 import torch
 
 from qubo_rounding.cross_checks import check_bound, check_claim, check_modules_agree
-from qubo_rounding.problem import RoundingProblem, Solution
-from qubo_rounding.solvers import RefusedError, Solver
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
+from qubo_rounding.solvers import Auto, RefusedError, Solver
 from qubo_rounding.testing import random_problem
 from qubo_rounding.watch import watching
 
@@ -32,7 +33,7 @@ def run_solver(problem: RoundingProblem, solver: Solver, seed: int = 0) -> tuple
         CrossCheckError: levels outside [low, high], an energy that is not theirs, one below the
             solver's own lower bound, or one on which both modules do not agree.
     """
-    _warm_up(solver, problem.device)
+    _warm_up(solver, problem)
     began = time.perf_counter()
     claimed = solver.solve(problem, seed=seed)
     if problem.device.type == "cuda":  # its work is queued; the clock would stop too early
@@ -45,6 +46,8 @@ def run_solver(problem: RoundingProblem, solver: Solver, seed: int = 0) -> tuple
     return solution, seconds
 
 
-def _warm_up(solver: Solver, device: torch.device) -> None:
+def _warm_up(solver: Solver, problem: RoundingProblem) -> None:
+    # Of a tiny problem `Auto` would enumerate the rows, and compile nothing else.
+    chosen = solver.choice(problem) if isinstance(solver, Auto) else solver
     with watching(time_limit=1e-9), suppress(RefusedError):  # one step of every watched loop
-        solver.solve(random_problem(1, 1, 4).to(device))
+        chosen.solve(random_problem(1, 1, 4).to(problem.device))

@@ -137,22 +137,36 @@ def random_bits(key: int, step: int) -> int:
     return z ^ (z >> 31)
 
 
-def metropolis_sweep(row: Row, levels: Array, temperature: float, key: int, first: int) -> Array:
-    """One proposal for each column in turn, every gain from two whole energies."""
+def metropolis_sweep(
+    row: Row,
+    levels: Array,
+    temperature: float,
+    key: int,
+    proposals: list[tuple[int, tuple[int, ...]]],
+) -> Array:
+    """Proposals one after the other, every gain from two whole energies.
+
+    Args:
+        proposals: number of the random bits, and the one or two columns that would move; of two
+            the second one goes the other way where their inputs go together.
+    """
     levels = levels.copy()
-    for c in range(len(levels)):
-        room = row.high[c] - row.low[c]
-        bits = random_bits(key, first + c)
-        step = row.low[c] + row.high[c] - 2 * levels[c]
-        if room > 1:
-            step = 1 if bits & 1 else -1
-        if room == 0 or not row.low[c] <= levels[c] + step <= row.high[c]:
+    for number, columns in proposals:
+        bits = random_bits(key, number)
+        moved = levels.copy()
+        for place, c in enumerate(columns):
+            way = 1 if bits & 1 else -1
+            if place == 1 and row.gram[columns[0], c] >= 0:
+                way = -way
+            flip = row.low[c] + row.high[c] - 2 * levels[c]
+            moved[c] += way if row.high[c] - row.low[c] > 1 else flip
+        if any(moved[c] == levels[c] or not row.low[c] <= moved[c] <= row.high[c] for c in columns):
             continue
-        e = row.scale * (levels - row.target)
-        move = row.scale[c] * step
-        gain = move * (2 * row.gram[c] @ e + row.linear[c] + move * row.gram[c, c])
+        before, after = (row.scale * (at - row.target) for at in (levels, moved))
+        energies = [e @ row.gram @ e + row.linear @ e for e in (before, after)]
+        gain = energies[1] - energies[0]
         if gain <= 0 or (bits >> 40) * 2.0**-24 < math.exp(-gain / temperature):
-            levels[c] += step
+            levels = moved
     return levels
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qubo_rounding import Annealing, Auto, BestOf, Enumeration, Gptq, Tabu, TreeSearch
+from qubo_rounding.referee import run_solver
 from qubo_rounding.solvers.solver import Solver
 from qubo_rounding.testing import random_problem
 
@@ -22,15 +23,25 @@ EFFORTS = ("fast", "balanced", "best")
         ("balanced", 13, TreeSearch),
         ("balanced", 33, Tabu),
         ("best", 33, TreeSearch),
-        ("best", 81, Tabu),
+        ("best", 81, BestOf),
         ("fast", 256, Tabu),
-        ("best", 256, BestOf),
+        ("best", 256, Tabu),
     ],
 )
 def test_the_choice_is_the_table_s(effort: str, d: int, kind: type[Solver]) -> None:
     problem = random_problem(1, 2, d)
     chosen = Auto(effort).choice(problem)  # pyright: ignore[reportArgumentType]
     assert type(chosen) is kind
+
+
+def test_the_clock_starts_when_the_kernels_of_the_choice_are_compiled(monkeypatch) -> None:
+    found: list[int] = []
+    search = Tabu.find
+    monkeypatch.setattr(
+        Tabu, "find", lambda self, p, seed: found.append(p.d) or search(self, p, seed)
+    )
+    run_solver(random_problem(1, 2, 20), Auto("fast"))
+    assert found == [4, 20]
 
 
 def test_wide_ranges_are_annealed_and_few_assignments_enumerated() -> None:

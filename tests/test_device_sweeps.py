@@ -17,11 +17,12 @@ from qubo_rounding.testing import random_problem
 CODE = """
 import numpy as np
 from qubo_rounding.solvers.device_sweeps import DeviceSweeps
-from qubo_rounding.solvers.metropolis import HostSweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
+from qubo_rounding.solvers.sweeps import HostSweeps
 from qubo_rounding.testing import random_problem
 
-for shape, free in (((1, 5, 70), False), ((2, 3, 9), True)):
+# Widths that both cut into the same blocks: pairs are of one block.
+for shape, free in (((1, 5, 128), False), ((2, 3, 9), True)):
     problem = random_problem(*shape, seed=1, free=free, linear=True).normalised()
     start, keys = problem.nearest(), stream_keys(3, problem.stream)
     runs = [kind(problem, start, keys) for kind in (HostSweeps, DeviceSweeps)]

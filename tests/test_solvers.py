@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import dimod
-import numpy as np
 import pytest
 import reference
 import torch
@@ -39,8 +38,6 @@ from qubo_rounding.solvers import (
     dwave_tabu,
     make_solver,
 )
-from qubo_rounding.solvers.metropolis import from_blocks, in_blocks, metropolis_sweeps
-from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.testing import planted_problem, random_problem
 from qubo_rounding.watch import watching
 
@@ -247,50 +244,6 @@ def test_descent_stops_at_max_sweeps() -> None:
 
 
 # Annealing
-
-
-@pytest.mark.parametrize("free", [False, True], ids=["up/down", "free"])
-def test_blocked_sweeps_take_the_decisions_of_a_plain_sweep(free: bool) -> None:
-    problem = fixed(random_problem(1, 3, 150, seed=1, free=free, linear=True), slice(60, 70))
-    start, sweeps = problem.nearest(), 12
-    annealed, share = Annealing(sweeps=sweeps, hot=1.0, cold=0.1)._anneal(problem, start, 7, 2)
-    keys = stream_keys(7, problem.stream, 2)
-    for at, row in reference.rows_of(problem):
-        levels = start[at].numpy().astype(int)
-        for sweep in range(sweeps):
-            temperature = 0.1 ** (sweep / (sweeps - 1)) * float(problem.unit[at])
-            levels = reference.metropolis_sweep(
-                row, levels, temperature, int(keys[at]), sweep * problem.d
-            )
-        assert annealed[at].tolist() == levels.tolist()
-    assert 0 < share < 1
-    assert not torch.equal(annealed, start)
-
-
-def test_slopes_stay_up_to_date_through_the_blocks() -> None:
-    problem = random_problem(1, 4, 200, seed=2, linear=True).normalised()
-    start = problem.nearest()
-    floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
-    gram, slope, scale = (in_blocks(tensor.float().numpy())[0] for tensor in floats)
-    low, high, levels = (in_blocks(t.numpy())[0] for t in (problem.low, problem.high, start))
-    accepted, keys = np.zeros(4, np.int64), stream_keys(0, problem.stream)[0]
-    warm = np.full(30, 0.5, np.float32)
-    metropolis_sweeps(gram, slope, scale, low, high, warm, keys, 0, levels, accepted)
-    found = torch.from_numpy(from_blocks(levels, 200).copy())[None]
-    fresh = (problem.gradient(found) / 2).numpy()[0]
-    assert accepted.min() > 500
-    assert np.abs(from_blocks(slope, 200) - fresh).max() < 1e-4 * np.abs(fresh).max()
-
-
-@pytest.mark.parametrize("d", [1, 7, 8, 63, 64, 65, 144, 576])
-def test_blocks_hold_every_column_once(d: int) -> None:
-    columns = np.arange(2 * d, dtype=np.float32).reshape(2, d) + 1
-    blocks = in_blocks(columns)
-    assert blocks.shape[2] % 8 == 0
-    assert blocks.shape[2] <= 64
-    assert blocks.shape[1] * blocks.shape[2] - d < 8 * blocks.shape[1]
-    assert np.array_equal(from_blocks(blocks, d), columns)
-    assert blocks.sum(dtype=np.float64) == columns.sum(dtype=np.float64)
 
 
 @every_small

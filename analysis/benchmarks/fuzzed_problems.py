@@ -28,7 +28,8 @@ from tqdm import tqdm
 from analysis.entry import described
 from analysis.rows import write_markdown
 from qubo_rounding.cli import solve
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 
 SOLVERS = (
     "nearest",

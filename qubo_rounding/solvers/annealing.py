@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.best_levels import BestLevels
 from qubo_rounding.solvers.descent import descend
 from qubo_rounding.solvers.gptq import Gptq
-from qubo_rounding.solvers.metropolis import HostSweeps, Sweeps
 from qubo_rounding.solvers.random_numbers import stream_keys
 from qubo_rounding.solvers.solver import Solver
+from qubo_rounding.solvers.sweeps import HostSweeps, Sweeps
 from qubo_rounding.watch import watched
 from qubo_rounding.whole_numbers import check_whole
 
@@ -25,20 +26,20 @@ _PROPOSALS_PER_CALL = 2**25  # some tens of milliseconds between two looks at th
 class Annealing(Solver):
     """The best of several Metropolis runs, each cooled geometrically and ended by descent.
 
-    Temperatures are in units of ``problem.unit``, the mean of scale^2 * G_jj, row by row: at 1 a
-    typical lone weight moves freely. A proposal flips an up/down weight, or moves a wider one by
-    one level. A row never ends above its start.
+    Sweeps propose single moves and moves of pairs in turn: a flip of an up/down weight, or a level
+    up or down of a wider one; pairs are of columns whose inputs are alike. Temperatures are in
+    units of the start's energy per weight, row by row. A row never ends above its start.
 
     Problems on a GPU are annealed there, by kernels in Triton where it is installed. The same seed
     then gives the same bits on the same device, but not those of the CPU.
 
     Args (change often):
-        sweeps: proposals per weight and read; energy falls slowly with more.
+        sweeps: per read, of a proposal for each weight or each pair; energy falls slowly with more.
         reads: independent runs; the best is kept for each row.
         start: the solver whose levels the first sweep begins with.
     Args (with caution):
         hot: first temperature. Too cold cannot leave the start's valley, too hot forgets it.
-        cold: last temperature; ill-conditioned layers still move at 0.003, others no longer.
+        cold: last temperature; descent takes what warmth is left.
 
     Source: Kirkpatrick, Gelatt, Vecchi 1983; Metropolis et al. 1953. Blocks as in GPTQ's lazy
         batches (arXiv 2210.17323), counter-based random numbers as in Salmon et al. 2011.
@@ -47,8 +48,8 @@ class Annealing(Solver):
     sweeps: int = 1000
     reads: int = 4
     start: Solver = field(default_factory=Gptq)
-    hot: float = 0.1
-    cold: float = 0.003
+    hot: float = 1.5
+    cold: float = 0.4
 
     def __post_init__(self) -> None:
         check_whole(1, sweeps=self.sweeps, reads=self.reads)
@@ -78,7 +79,8 @@ class Annealing(Solver):
         self, problem: RoundingProblem, start: torch.Tensor, seed: int, read: int
     ) -> tuple[torch.Tensor, float]:
         """Levels after all sweeps of one read, and the share of proposals accepted."""
-        sweeps = _sweeps(problem.normalised(), start, stream_keys(seed, problem.stream, read))
+        keys = stream_keys(seed, problem.stream, read)
+        sweeps = _sweeps(problem.normalised(), start, keys)
         temperatures = np.geomspace(self.hot, self.cold, self.sweeps).astype(np.float32)
         done, at_once = 0, max(1, _PROPOSALS_PER_CALL // start.numel())
         for first in watched(range(0, self.sweeps, at_once), "annealing"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qubo_rounding.problem import RoundingProblem, Solution
+from qubo_rounding.problem import RoundingProblem
+from qubo_rounding.solution import Solution
 from qubo_rounding.solvers.annealing import Annealing
 from qubo_rounding.solvers.composites import BestOf, FirstThatAccepts
 from qubo_rounding.solvers.enumeration import Enumeration
@@ -20,7 +21,7 @@ _ENUMERATED = 2**12  # assignments a row: less than a millisecond
 
 
 _MAX_NODES = 10**7  # of tree search a row: a second or two
-_WIDE = 256  # columns from which a walk is too short without annealing before it
+_WIDE = 256  # columns from which annealing is worth more than walks
 _KICK = 0.02  # steep layers gain by less than tabu search's own, and flat ones lose little
 
 
@@ -50,17 +51,17 @@ class _Plan:
     ranges: Solver
 
 
-# Measured by analysis/benchmarks/auto_against_adaround.py. Of narrow rows tabu search finds the
-# best levels soon, from K-best sooner where the spectrum is steep; wide ones, flat ones above all,
-# want annealing first, and tabu search to finish. Many short walks find more than a few long ones,
-# where there is time for many.
+# Measured by analysis/benchmarks/auto_against_adaround.py. A single walk from GPTQ's levels is what
+# little time is best spent on. With more, annealing comes first, for longer the wider the rows are,
+# and tabu search finishes, which steep spectra need most. Narrow rows of steep spectra also gain by
+# many short walks from K-best's levels.
 PLANS = {
-    "fast": _Plan(0, _tabu(1, Gptq(), 5), _tabu(1, Gptq(), 5), _annealing(300)),
-    "balanced": _Plan(32, _tabu(4, Gptq()), _tabu(3, _annealing(300)), _annealing(3000)),
+    "fast": _Plan(0, _tabu(1, Gptq(), 4), _tabu(1, Gptq(), 4), _annealing(300)),
+    "balanced": _Plan(32, _tabu(3, _annealing(300)), _tabu(2, _annealing(1200)), _annealing(3000)),
     "best": _Plan(
         80,
-        _tabu(100, KBest(), 2),
-        BestOf((_tabu(50, KBest(), 2), _tabu(50, _annealing(2000), 2))),
+        BestOf((_tabu(50, KBest(), 2), _tabu(5, _annealing(3000)))),
+        _tabu(20, _annealing(12_000)),
         _annealing(12_000),
     ),
 }
@@ -70,9 +71,10 @@ PLANS = {
 class Auto(Solver):
     """Enumeration, tree search, tabu search or annealing: what suits the problem and the effort.
 
-    Rows of few assignments are enumerated. Narrow up/down rows are proven by tree search or go to
-    iterated tabu search; wide ones, from 256 columns on, are annealed first where there is time for
-    it. Weights with more than two levels are annealed only. `stats["solved_by"]` tells the choice.
+    Rows of few assignments are enumerated, and narrow up/down rows proven by tree search. Others
+    are annealed, where there is time for it, and then go to iterated tabu search; from 256 columns
+    on more of the time is for annealing. Weights with more than two levels are annealed only.
+    `stats["solved_by"]` tells the choice.
 
     Args:
         effort: "fast" is for whole networks; "balanced" proves rows of up to 32 weights and

@@ -1,5 +1,8 @@
 """Metropolis sweeps over the columns of many rows, a block of columns at a time, compiled.
 
+Every other sweep proposes single moves, and those between them pairs of columns that are alike:
+one up and one down, or what their two levels leave.
+
 Most proposals are refused. So all of a block's are weighed at once, in loops that compilers turn
 into vector instructions: the move each column would make, the largest gain at which it may, the
 gain it has. Only where one is wanted, it is made, and the columns after it are weighed again. The
@@ -8,108 +11,18 @@ decisions are those of one proposal after the other.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numba
 import numpy as np
-import torch
-from torch import Tensor
 
-from qubo_rounding.parallel import for_each_tile
-from qubo_rounding.problem import RoundingProblem
 from qubo_rounding.solvers.random_numbers import random_bits
 from qubo_rounding.vector_math import log32
 
-_WIDEST, _LANES = 64, 8  # columns of the Gram matrix that stay in cache; of a vector instruction
 _F, _I = np.float32, np.int32
-
-
-def in_blocks(array: np.ndarray) -> np.ndarray:
-    """An array (..., d) as contiguous (..., blocks, width), zeros behind the last column."""
-    d = array.shape[-1]
-    blocks = -(-d // _WIDEST)
-    width = -(-d // (blocks * _LANES)) * _LANES
-    wide = np.zeros((*array.shape[:-1], blocks * width), array.dtype)
-    wide[..., :d] = array
-    return wide.reshape(*array.shape[:-1], blocks, width)
-
-
-def from_blocks(array: np.ndarray, d: int) -> np.ndarray:
-    """The first d columns of an array in blocks, (..., d)."""
-    return array.reshape(*array.shape[:-2], -1)[..., :d]
-
-
-class Sweeps(Protocol):
-    """Rows on their way through annealing.
-
-    Args:
-        problem: normalised.
-        start: int16 (g, r, d), levels to begin with.
-        keys: uint64 (g, r), of every row's random numbers.
-    """
-
-    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None: ...
-
-    @property
-    def levels(self) -> Tensor:
-        """int16 (g, r, d) levels as they are now, where the problem lies."""
-        ...
-
-    @property
-    def accepted(self) -> int:
-        """Moves made so far."""
-        ...
-
-    def run(self, temperatures: np.ndarray, first: int) -> None:
-        """One proposal for each column in turn, and that for each temperature.
-
-        Args:
-            temperatures: float32 (n,).
-            first: number of the first of these sweeps.
-        """
-        ...
-
-
-class HostSweeps(Sweeps):
-    """On the CPU, wherever the problem lies; see `Sweeps`."""
-
-    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
-        floats = (problem.gram, problem.gradient(start) / 2, problem.scale.expand_as(start))
-        self._gram, *floats = (in_blocks(tensor.float().cpu().numpy()) for tensor in floats)
-        whole = (in_blocks(t.cpu().numpy()) for t in (problem.low, problem.high, start))
-        self._rows = [*floats, *whole]  # slope, scale, low, high, levels
-        self._keys, self._made = keys, np.zeros(start.shape[:2], np.int64)
-        self._device, self._d = problem.device, problem.d
-
-    @property
-    def levels(self) -> Tensor:
-        """See `Sweeps.levels`."""
-        found = from_blocks(self._rows[-1], self._d)
-        return torch.from_numpy(np.ascontiguousarray(found)).to(self._device)
-
-    @property
-    def accepted(self) -> int:
-        """See `Sweeps.accepted`."""
-        return int(self._made.sum())
-
-    def run(self, temperatures: np.ndarray, first: int) -> None:
-        """See `Sweeps.run`."""
-
-        def run_tile(group: int, rows: slice) -> None:
-            at = (group, rows)
-            slope, scale, low, high, levels = (array[at] for array in self._rows)
-            metropolis_sweeps(
-                *(self._gram[group], slope, scale, low, high),
-                *(temperatures, self._keys[at], first, levels, self._made[at]),
-            )
-
-        g, r = self._made.shape
-        for_each_tile(g, r, run_tile, operations=10 * len(temperatures) * self._d)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def metropolis_sweeps(  # pyright: ignore
-    gram, slope, scale, low, high, temperatures, keys, first, levels, accepted
+    gram, pairs, slope, scale, low, high, temperatures, warmth, keys, first, levels, accepted
 ):
     """One proposal for each column in turn, and that for each temperature.
 
@@ -119,42 +32,189 @@ def metropolis_sweeps(  # pyright: ignore
 
     Args:
         gram: float32 (d, blocks, width).
+        pairs: int32 (m, blocks, 2, n), places in a block; a sweep of pairs takes one of the m.
         slope: float32 (r, blocks, width), half the energy gradient; stays up to date.
         scale: float32 (r, blocks, width), zero behind the last column.
         low, high: int16 (r, blocks, width).
         temperatures: float32 (n,), one for each sweep.
+        warmth: float32 (r,), what they are multiplied by in each row.
         keys: uint64 (r,), of every row's random numbers.
         first: number of the first of these sweeps.
         levels: int16 (r, blocks, width); changed.
         accepted: int64 (r,), counts the moves made.
     """
-    rows, blocks, width = levels.shape
+    blocks, width = levels.shape[1:]
     d = len(gram)
-    diagonal, move = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    curve, limit = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    way, wanted = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    moved, size = np.zeros(width, np.int64), np.zeros(width, np.float32)
+    whole, moved = (np.zeros(width, _I), np.zeros(width, _I)), np.zeros(width, np.int64)
+    floats = _twelve(width)
     for s in range(len(temperatures)):
+        number = first + s
         for b in range(blocks):
-            for k in range(min(width, d - b * width)):
-                diagonal[k] = gram[b * width + k, b, k]
-            for i in range(rows):
-                step = np.uint64((first + s) * d + b * width)
-                _draw(keys[i], step, temperatures[s], limit, way)
-                _propose(scale, low, high, levels, i, b, way, diagonal, move, curve)
-                n, at = 0, 0
-                while _weigh(slope, i, b, at, move, curve, limit, wanted) > 0:
-                    while wanted[at] == 0:
-                        at += 1
-                    column = b * width + at
-                    levels[i, b, at] += np.int16(np.rint(move[at] / scale[i, b, at]))
-                    for k in range(width):
-                        slope[i, b, k] += move[at] * gram[column, b, k]
-                    moved[n], size[n] = column, move[at]
-                    n += 1
-                    at += 1
-                accepted[i] += n
-                _tell_other_blocks(gram, slope, i, b, moved, size, n)
+            step = np.uint64(number * d + b * width)
+            if number % 2 == 0:
+                # fmt: off
+                _single_moves(
+                    gram, slope, scale, low, high, levels, b, temperatures[s], warmth,
+                    keys, step, accepted, floats, whole, moved,
+                )
+            else:
+                _pair_moves(
+                    gram,
+                    slope,
+                    scale,
+                    low,
+                    high,
+                    levels,
+                    b,
+                    temperatures[s],
+                    warmth,
+                    keys,
+                    step,
+                    accepted,
+                    floats,
+                    whole,
+                    moved,
+                    pairs[number // 2 % len(pairs), b],
+                )
+                # fmt: on
+
+
+@numba.njit(inline="always")
+def _twelve(width):  # pyright: ignore
+    """Arrays of their own: rows of one would have to be proven apart in every loop."""
+    # fmt: off
+    return (
+        np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F),
+        np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F),
+        np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F), np.zeros(width, _F),
+    )
+    # fmt: on
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _single_moves(  # pyright: ignore
+    gram,
+    slope,
+    scale,
+    low,
+    high,
+    levels,
+    b,
+    temperature,
+    warmth,
+    keys,
+    step,
+    accepted,
+    floats,
+    whole,
+    moved,
+):
+    """One sweep of a block's columns, each in turn, for every row."""
+    rows, _, width = levels.shape
+    up, down, size, limit = floats[0], floats[1], floats[2], floats[3]
+    change, curve, diagonal = floats[4], floats[5], floats[6]
+    way, wanted = whole[0], whole[1]
+    for k in range(min(width, len(gram) - b * width)):
+        diagonal[k] = gram[b * width + k, b, k]
+    for i in range(rows):
+        _draw(keys[i], step, temperature * warmth[i], limit, way)
+        _reach(scale, low, high, levels, i, b, up, down)
+        for k in range(len(change)):
+            change[k] = up[k] if way[k] > _I(0) else down[k]
+            curve[k] = change[k] * change[k] * diagonal[k]
+        n, at = 0, 0
+        while True:
+            # A column that nothing flows into gains nothing, and stays where it is.
+            count = _I(0)
+            for k in range(len(change)):
+                gain = _F(2) * change[k] * slope[i, b, k] + curve[k]
+                wanted[k] = _I((gain < limit[k]) & (gain != _F(0)) & (k >= at))
+                count = _I(count + wanted[k])
+            if count == 0:
+                break
+            while wanted[at] == 0:
+                at += 1
+            moved[n], size[n] = b * width + at, change[at]
+            for k in range(width):
+                slope[i, b, k] += size[n] * gram[moved[n], b, k]
+            n += 1
+            at += 1
+        accepted[i] += n
+        _tell(gram, slope, scale, levels, i, b, moved, size, n)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _pair_moves(  # pyright: ignore
+    gram,
+    slope,
+    scale,
+    low,
+    high,
+    levels,
+    b,
+    temperature,
+    warmth,
+    keys,
+    step,
+    accepted,
+    floats,
+    whole,
+    moved,
+    pairs,
+):
+    """One sweep of a block's pairs, each in turn, for every row.
+
+    None has a column of another, so that all are weighed with the levels they have at first. Both
+    columns of a pair move or neither. What is gathered from columns is so in loops by themselves.
+    """
+    rows, _, width = levels.shape
+    count = 0
+    while count < pairs.shape[1] and pairs[0, count] != pairs[1, count]:
+        count += 1
+    left, right = pairs[0, :count], pairs[1, :count]
+    up, down, size, limit = floats[0], floats[1], floats[2], floats[3][:count]
+    near, far = floats[4][:count], floats[5][:count]
+    near_own, far_own, across = floats[6][:count], floats[7][:count], floats[8][:count]
+    near_slope, far_slope, curve = floats[9][:count], floats[10][:count], floats[11][:count]
+    way, wanted = whole[0][:count], whole[1][:count]
+    for m in range(count):
+        j, k = b * width + left[m], b * width + right[m]
+        near_own[m], far_own[m] = gram[j, b, left[m]], gram[k, b, right[m]]
+        across[m] = gram[j, b, right[m]]
+    for i in range(rows):
+        _draw(keys[i], step, temperature * warmth[i], limit, way)
+        _reach(scale, low, high, levels, i, b, up, down)
+        for m in range(len(near)):
+            near[m] = up[left[m]] if way[m] > 0 else down[left[m]]
+            far[m] = up[right[m]] if (way[m] > 0) == (across[m] < 0) else down[right[m]]
+        for m in range(len(near)):
+            moves = (near[m] != _F(0)) & (far[m] != _F(0))
+            near[m] = near[m] if moves else _F(0)
+            far[m] = far[m] if moves else _F(0)
+            own = near[m] * near[m] * near_own[m] + far[m] * far[m] * far_own[m]
+            curve[m] = own + _F(2) * near[m] * far[m] * across[m]
+        n, at = 0, 0
+        while True:
+            for m in range(len(near)):
+                near_slope[m], far_slope[m] = slope[i, b, left[m]], slope[i, b, right[m]]
+            total = _I(0)
+            for m in range(len(near)):
+                gain = _F(2) * (near[m] * near_slope[m] + far[m] * far_slope[m]) + curve[m]
+                wanted[m] = _I((gain < limit[m]) & (gain != _F(0)) & (m >= at))
+                total = _I(total + wanted[m])
+            if total == 0:
+                break
+            while wanted[at] == 0:
+                at += 1
+            moved[n], size[n] = b * width + left[at], near[at]
+            moved[n + 1], size[n + 1] = b * width + right[at], far[at]
+            for k in range(width):
+                change = size[n] * gram[moved[n], b, k] + size[n + 1] * gram[moved[n + 1], b, k]
+                slope[i, b, k] += change
+            n += 2
+            at += 1
+        accepted[i] += n // 2
+        _tell(gram, slope, scale, levels, i, b, moved, size, n)
 
 
 @numba.njit(inline="always")
@@ -173,35 +233,27 @@ def _draw(key, step, temperature, limit, way):  # pyright: ignore
 
 
 @numba.njit(inline="always")
-def _propose(scale, low, high, levels, i, b, way, diagonal, move, curve):  # pyright: ignore
-    """The change of weight each column would make, zero where it has none; and what that curves."""
-    for k in range(len(move)):
-        lowest, highest, level = _I(low[i, b, k]), _I(high[i, b, k]), _I(levels[i, b, k])
-        flip = _I(lowest + highest - _I(2) * level)
-        step = way[k] if _I(highest - lowest) > _I(1) else flip
-        new = _I(level + step)
-        move[k] = scale[i, b, k] * _F(step) if (new >= lowest) & (new <= highest) else _F(0)
-        curve[k] = move[k] * move[k] * diagonal[k]
+def _reach(scale, low, high, levels, i, b, up, down):  # pyright: ignore
+    """The change of weight that a step up and one down would make, zero where there is none.
 
-
-@numba.njit(inline="always")
-def _weigh(slope, i, b, at, move, curve, limit, wanted):  # pyright: ignore
-    """Mark the columns from `at` on whose move is accepted as slopes are now; returns how many.
-
-    A column that nothing flows into gains nothing, and stays where it is.
+    A weight of two levels has one step only, which counts as both.
     """
-    count = _I(0)
-    for k in range(len(move)):
-        gain = _F(2) * move[k] * slope[i, b, k] + curve[k]
-        wanted[k] = _I((gain < limit[k]) & (gain != _F(0)) & (k >= at))
-        count = _I(count + wanted[k])
-    return count
+    for k in range(len(up)):
+        lowest, highest, level = _I(low[i, b, k]), _I(high[i, b, k]), _I(levels[i, b, k])
+        is_wide = _I(highest - lowest) > _I(1)
+        flip = _I(lowest + highest - _I(2) * level)
+        rise, fall = _I(level < highest), _I(-_I(level > lowest))
+        up[k] = scale[i, b, k] * _F(rise if is_wide else flip)
+        down[k] = scale[i, b, k] * _F(fall if is_wide else flip)
 
 
 @numba.njit(inline="always")
-def _tell_other_blocks(gram, slope, i, b, moved, size, n):  # pyright: ignore
-    """slope[i] += sum of size[m] * gram[moved[m]] in all blocks but b, four moves at a time."""
+def _tell(gram, slope, scale, levels, i, b, moved, size, n):  # pyright: ignore
+    """Levels after n moves within block b, and slopes of all other blocks, four moves at a time."""
     blocks, width = slope.shape[1:]
+    for m in range(n):
+        k = moved[m] - b * width
+        levels[i, b, k] += np.int16(np.rint(size[m] / scale[i, b, k]))
     m = 0
     while m + 4 <= n:
         r, s, t, u = moved[m], moved[m + 1], moved[m + 2], moved[m + 3]
