@@ -62,7 +62,7 @@ OBJECTIVES = ("eq 12", "eq 13", "eq 18", "eq 20")
 SEEDS = (0, 1, 2)
 START = FirstThatAccepts((Gptq(), Nearest()))  # GPTQ has no factor of some singular Gram matrices
 # These Gram matrices are ill-conditioned: colder and longer than elsewhere.
-ANNEALING = Annealing(start=START, sweeps=20_000, reads=8, hot=0.03, cold=3e-4)
+ANNEALING = Annealing(start=START, sweeps=20_000, reads=8, hot=0.5, cold=5e-3)
 TABU = Tabu(start=ANNEALING, rounds=300, kick=0.02)
 PROOF = TreeSearch(start=TABU, max_nodes=10**10)
 PROOF_SECONDS = 180.0  # at most

@@ -219,7 +219,7 @@ class RoundingProblem:
         """(g, r, 1) energy scale of a row: mean over columns of scale^2 * |G_jj|.
 
         What moving one weight by one level costs, the other weights aside. Zero for a row that
-        nothing flows into. Temperatures and regularisers are given in this unit.
+        nothing flows into. Regularisers are given in this unit.
         """
         return (self.scale**2 * self.diagonal.abs()).mean(dim=2, keepdim=True)
 

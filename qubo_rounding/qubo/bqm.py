@@ -171,7 +171,7 @@ def from_bqm(bqm: dimod.BinaryQuadraticModel) -> RoundingProblem:
     spin, -1. With scale 1 and target 1/2, e = x - 1/2 is half a spin, so e^2 = 1/4 whatever the
     sample: the diagonal of the Gram matrix is a mere constant, and free to choose. It is the least
     uniform one that makes the matrix positive semidefinite. So solvers that factor it accept it,
-    and `unit`, the scale of their temperatures, fits the couplings. A model without variables
+    and `unit`, in which energies are told, fits the couplings. A model without variables
     becomes one fixed column, as a problem has at least one.
 
     Args:
