@@ -5,7 +5,7 @@ one up and one down, or what their two levels leave.
 
 Most proposals are refused. So all of a block's are weighed at once, in loops that compilers turn
 into vector instructions: the move each column would make, the largest gain at which it may, the
-gain it has. Only where one is wanted, it is made, and the columns after it are weighed again. The
+gain it has. The first one that is wanted is made, and the columns after it are weighed again. The
 decisions are those of one proposal after the other.
 """
 
@@ -18,6 +18,7 @@ from qubo_rounding.solvers.random_numbers import random_bits
 from qubo_rounding.vector_math import log32
 
 _F, _I = np.float32, np.int32
+_NONE = np.int32(2**31 - 1)  # behind every column
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -45,38 +46,25 @@ def metropolis_sweeps(  # pyright: ignore
     """
     blocks, width = levels.shape[1:]
     d = len(gram)
-    whole, moved = (np.zeros(width, _I), np.zeros(width, _I)), np.zeros(width, np.int64)
+    way, moved = np.zeros(width, np.int32), np.zeros(width, np.int64)
     floats = _twelve(width)
     for s in range(len(temperatures)):
         number = first + s
         for b in range(blocks):
             step = np.uint64(number * d + b * width)
+            # fmt: off
             if number % 2 == 0:
-                # fmt: off
                 _single_moves(
                     gram, slope, scale, low, high, levels, b, temperatures[s], warmth,
-                    keys, step, accepted, floats, whole, moved,
+                    keys, step, accepted, floats, way, moved,
                 )
             else:
                 _pair_moves(
-                    gram,
-                    slope,
-                    scale,
-                    low,
-                    high,
-                    levels,
-                    b,
-                    temperatures[s],
-                    warmth,
-                    keys,
-                    step,
-                    accepted,
-                    floats,
-                    whole,
-                    moved,
+                    gram, slope, scale, low, high, levels, b, temperatures[s], warmth,
+                    keys, step, accepted, floats, way, moved,
                     pairs[number // 2 % len(pairs), b],
                 )
-                # fmt: on
+            # fmt: on
 
 
 @numba.njit(inline="always")
@@ -106,14 +94,13 @@ def _single_moves(  # pyright: ignore
     step,
     accepted,
     floats,
-    whole,
+    way,
     moved,
 ):
     """One sweep of a block's columns, each in turn, for every row."""
     rows, _, width = levels.shape
     up, down, size, limit = floats[0], floats[1], floats[2], floats[3]
     change, curve, diagonal = floats[4], floats[5], floats[6]
-    way, wanted = whole[0], whole[1]
     for k in range(min(width, len(gram) - b * width)):
         diagonal[k] = gram[b * width + k, b, k]
     for i in range(rows):
@@ -122,23 +109,22 @@ def _single_moves(  # pyright: ignore
         for k in range(len(change)):
             change[k] = up[k] if way[k] > _I(0) else down[k]
             curve[k] = change[k] * change[k] * diagonal[k]
-        n, at = 0, 0
+        n, at = 0, _I(0)
         while True:
             # A column that nothing flows into gains nothing, and stays where it is.
-            count = _I(0)
+            first = _NONE
             for k in range(len(change)):
                 gain = _F(2) * change[k] * slope[i, b, k] + curve[k]
-                wanted[k] = _I((gain < limit[k]) & (gain != _F(0)) & (k >= at))
-                count = _I(count + wanted[k])
-            if count == 0:
+                is_wanted = (gain < limit[k]) & (gain != _F(0)) & (_I(k) >= at)
+                first = min(first, _I(k) if is_wanted else _NONE)
+            if first == _NONE:
                 break
-            while wanted[at] == 0:
-                at += 1
+            at = first
             moved[n], size[n] = b * width + at, change[at]
             for k in range(width):
                 slope[i, b, k] += size[n] * gram[moved[n], b, k]
             n += 1
-            at += 1
+            at = _I(at + _I(1))
         accepted[i] += n
         _tell(gram, slope, scale, levels, i, b, moved, size, n)
 
@@ -158,7 +144,7 @@ def _pair_moves(  # pyright: ignore
     step,
     accepted,
     floats,
-    whole,
+    way,
     moved,
     pairs,
 ):
@@ -176,7 +162,7 @@ def _pair_moves(  # pyright: ignore
     near, far = floats[4][:count], floats[5][:count]
     near_own, far_own, across = floats[6][:count], floats[7][:count], floats[8][:count]
     near_slope, far_slope, curve = floats[9][:count], floats[10][:count], floats[11][:count]
-    way, wanted = whole[0][:count], whole[1][:count]
+    way = way[:count]
     for m in range(count):
         j, k = b * width + left[m], b * width + right[m]
         near_own[m], far_own[m] = gram[j, b, left[m]], gram[k, b, right[m]]
@@ -193,26 +179,25 @@ def _pair_moves(  # pyright: ignore
             far[m] = far[m] if moves else _F(0)
             own = near[m] * near[m] * near_own[m] + far[m] * far[m] * far_own[m]
             curve[m] = own + _F(2) * near[m] * far[m] * across[m]
-        n, at = 0, 0
+        n, at = 0, _I(0)
         while True:
             for m in range(len(near)):
                 near_slope[m], far_slope[m] = slope[i, b, left[m]], slope[i, b, right[m]]
-            total = _I(0)
+            first = _NONE
             for m in range(len(near)):
                 gain = _F(2) * (near[m] * near_slope[m] + far[m] * far_slope[m]) + curve[m]
-                wanted[m] = _I((gain < limit[m]) & (gain != _F(0)) & (m >= at))
-                total = _I(total + wanted[m])
-            if total == 0:
+                is_wanted = (gain < limit[m]) & (gain != _F(0)) & (_I(m) >= at)
+                first = min(first, _I(m) if is_wanted else _NONE)
+            if first == _NONE:
                 break
-            while wanted[at] == 0:
-                at += 1
+            at = first
             moved[n], size[n] = b * width + left[at], near[at]
             moved[n + 1], size[n + 1] = b * width + right[at], far[at]
             for k in range(width):
                 change = size[n] * gram[moved[n], b, k] + size[n + 1] * gram[moved[n + 1], b, k]
                 slope[i, b, k] += change
             n += 2
-            at += 1
+            at = _I(at + _I(1))
         accepted[i] += n // 2
         _tell(gram, slope, scale, levels, i, b, moved, size, n)
 
