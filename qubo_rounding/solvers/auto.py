@@ -57,11 +57,11 @@ class _Plan:
 # many short walks from K-best's levels.
 PLANS = {
     "fast": _Plan(0, _tabu(1, Gptq(), 4), _tabu(1, Gptq(), 4), _annealing(300)),
-    "balanced": _Plan(32, _tabu(3, _annealing(300)), _tabu(2, _annealing(1500)), _annealing(3000)),
+    "balanced": _Plan(32, _tabu(3, _annealing(300)), _tabu(2, _annealing(1200)), _annealing(3000)),
     "best": _Plan(
         80,
         BestOf((_tabu(50, KBest(), 2), _tabu(5, _annealing(3000)))),
-        _tabu(25, _annealing(16_000)),
+        _tabu(20, _annealing(12_000)),
         _annealing(12_000),
     ),
 }
