@@ -33,7 +33,7 @@ def metropolis_sweeps(  # pyright: ignore
 
     Args:
         gram: float32 (d, blocks, width).
-        pairs: int32 (m, blocks, 2, n), places in a block; a sweep of pairs takes one of the m.
+        pairs: uint32 (m, blocks, 2, n), places in a block; a sweep of pairs takes one of the m.
         slope: float32 (r, blocks, width), half the energy gradient; stays up to date.
         scale: float32 (r, blocks, width), zero behind the last column.
         low, high: int16 (r, blocks, width).
