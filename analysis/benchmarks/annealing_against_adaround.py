@@ -2,7 +2,7 @@
 
     python -m analysis.benchmarks.annealing_against_adaround     # about 9 minutes on 2 cores
 
-The problems are those that analysis.problem_files wrote (4 bits per channel, 256 calibration
+The problems are the files of analysis.problem_files (4 bits per channel, 256 calibration
 images, bias refit). AdaRound runs 10,000 iterations at lr 1e-3 and at 1e-2; the better energy
 counts, and the time of that one run. Of layers with more rows the first 128 are taken: rows do not
 see each other. Writes results/annealing_against_adaround.csv and .md.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.entry import begin
-from analysis.problem_files import FOLDER
+from analysis.problem_files import problem_files
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import AdaRound, Annealing, RoundingProblem
 from qubo_rounding.referee import run_solver
@@ -26,7 +26,7 @@ MAX_ROWS = 128
 def measure() -> list[dict[str, Any]]:
     """One row a layer: energies relative to nearest, seconds, unsettled bits."""
     rows = []
-    for path in sorted((FOLDER / "efficientnet_lite0").glob("*.npz")):
+    for path in problem_files("efficientnet_lite0"):
         problem = RoundingProblem.load(path).part(rows=slice(0, MAX_ROWS))
         nearest = float(problem.energy(problem.nearest()).sum())
         annealed, seconds = run_solver(problem, Annealing())
