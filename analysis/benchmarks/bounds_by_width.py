@@ -2,7 +2,7 @@
 
     python -m analysis.benchmarks.bounds_by_width    # about 3 minutes on one core
 
-The problems are those that analysis.problem_files wrote (4 bits per channel, 256 calibration
+The problems are the files of analysis.problem_files (4 bits per channel, 256 calibration
 images, bias refit), the first 32 rows of each, 16 from d = 480 on. Milliseconds are CPU time of one
 core. The floor of a bound is what matrix products with as many operations take: for each sweep a
 float32 product (16 r x d)(d x d), for the proof two float64 Cholesky factorisations of d^3 / 3
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from analysis.entry import begin
-from analysis.problem_files import FOLDER
+from analysis.problem_files import problem_files
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, RoundingProblem
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
@@ -50,9 +50,10 @@ def measure() -> list[dict[str, Any]]:
     sdp_bound(random_problem())  # compiled off the clock
     rows = []
     for layer in LAYERS:
-        problem = RoundingProblem.load(FOLDER / f"{layer}.npz")
-        problem = problem.part(rows=slice(0, 32 if problem.d < 480 else 16))
         network, _, name = layer.partition("/")
+        files = {path.stem: path for path in problem_files(network)}
+        problem = RoundingProblem.load(files[name])
+        problem = problem.part(rows=slice(0, 32 if problem.d < 480 else 16))
         row = {"network": network, "layer": name, "d": problem.d, "rows": problem.r}
         row |= _seconds(problem) | _bounds(problem)
         print(*row.values(), flush=True)

@@ -2,7 +2,7 @@
 
     python -m analysis.benchmarks.k_best_widths      # about 2 minutes on 2 cores
 
-The problems are those that analysis.problem_files wrote (4 bits per channel, 256 calibration
+The problems are the files of analysis.problem_files (4 bits per channel, 256 calibration
 images, bias refit), the first 16 rows of each, 6 of the widest layer. dwave-samplers' tabu search
 gets as long as ours took. Writes results/k_best_widths.csv, one row a layer and solver, and the
 table results/k_best_widths.md, whose columns are energies relative to nearest.
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.entry import begin
-from analysis.problem_files import FOLDER
+from analysis.problem_files import problem_files
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, Descent, Gptq, RoundingProblem, Solver
 from qubo_rounding.provenance import provenance
@@ -61,8 +61,9 @@ def solvers() -> Iterator[tuple[str, Solver]]:
 def measure() -> list[dict[str, Any]]:
     """One row a layer and solver: energy relative to nearest, seconds."""
     rows = []
+    files = {path.stem: path for path in problem_files("efficientnet_lite0")}
     for layer, d in LAYERS.items():
-        problem = RoundingProblem.load(FOLDER / "efficientnet_lite0" / f"{layer}.npz")
+        problem = RoundingProblem.load(files[layer])
         problem = problem.part(rows=slice(0, min(MAX_ROWS, MAX_WEIGHTS // d)))
         last = 0.0
         for name, solver in solvers():
