@@ -25,8 +25,9 @@ from qubo_rounding.testing import random_problem
 for shape, free in (((1, 5, 128), False), ((2, 3, 9), True)):
     problem = random_problem(*shape, seed=1, free=free, linear=True).normalised()
     start, keys = problem.nearest(), stream_keys(3, problem.stream)
-    runs = [kind(problem, start, keys) for kind in (HostSweeps, DeviceSweeps)]
+    runs = [kind(problem, start) for kind in (HostSweeps, DeviceSweeps)]
     for run in runs:
+        run.begin(keys)
         run.run(np.geomspace(1, 0.05, 4).astype(np.float32), 0)
         run.run(np.full(2, 0.05, np.float32), 4)
     host, device = (run.levels for run in runs)

@@ -22,9 +22,9 @@ def test_blocked_sweeps_take_the_decisions_of_a_plain_sweep(free: bool) -> None:
     high = problem.high.clone()
     high[..., 60:70] = problem.low[..., 60:70]
     problem = replace(problem, high=high)
-    start, sweeps = problem.nearest(), 12
-    annealed, share = Annealing(sweeps=sweeps, hot=4.0, cold=1.0)._anneal(problem, start, 7, 2)
-    keys = stream_keys(7, problem.stream, 2)
+    start, sweeps, keys = problem.nearest(), 12, stream_keys(7, problem.stream, 2)
+    rows = HostSweeps(problem.normalised(), start)
+    annealed, share = Annealing(sweeps=sweeps, hot=4.0, cold=1.0)._anneal(rows, keys)
     pairing = Pairing.of(problem.gram, block_width(problem.d))
     for at, row in reference.rows_of(problem):
         levels = start[at].numpy().astype(int)
@@ -58,12 +58,28 @@ def proposals_of(pairing: Pairing, sweep: int) -> list[tuple[int, tuple[int, ...
 def test_slopes_stay_up_to_date_through_the_blocks() -> None:
     problem = random_problem(1, 4, 200, seed=2, linear=True).normalised()
     start = problem.nearest()
-    sweeps = HostSweeps(problem, start, stream_keys(0, problem.stream))
+    sweeps = HostSweeps(problem, start)
+    sweeps.begin(stream_keys(0, problem.stream))
     sweeps.run(np.full(30, 6.0, np.float32), 0)
     fresh = (problem.gradient(sweeps.levels) / 2).numpy()
     slope = sweeps._pairing.undo(from_blocks(sweeps._rows[0], 200))
     assert sweeps._made.min() > 500
     assert np.abs(slope - fresh).max() < 1e-4 * np.abs(fresh).max()
+
+
+def test_rows_begin_again_where_they_began() -> None:
+    problem = random_problem(2, 3, 70, seed=4).normalised()
+    sweeps, temperatures = HostSweeps(problem, problem.nearest()), np.full(6, 3.0, np.float32)
+    found = []
+    for draw in (0, 1, 0):
+        sweeps.begin(stream_keys(5, problem.stream, draw))
+        assert torch.equal(sweeps.levels, problem.nearest())
+        assert sweeps.accepted == 0
+        sweeps.run(temperatures, 0)
+        found.append((sweeps.levels, sweeps.accepted))
+    assert torch.equal(found[0][0], found[2][0])
+    assert found[0][1] == found[2][1] > 0
+    assert not torch.equal(found[0][0], found[1][0])
 
 
 @pytest.mark.parametrize(("g", "d"), [(1, 1), (1, 2), (3, 9), (2, 64), (1, 65), (1, 200)])

@@ -64,8 +64,9 @@ class Annealing(Solver):
         """The best local minimum of all reads."""
         start = self.start.solve(problem, seed=seed)
         best, shares = BestLevels(problem, start.levels, start.energy), []
+        sweeps = _sweeps(problem.normalised(), start.levels)
         for read in watched(range(self.reads), "reads"):
-            annealed, share = self._anneal(problem, start.levels, seed, read)
+            annealed, share = self._anneal(sweeps, stream_keys(seed, problem.stream, read))
             best.offer(descend(problem, annealed)[0])
             shares.append(share)
         return problem.solution(
@@ -75,25 +76,23 @@ class Annealing(Solver):
             energy_start=float(start.energy.sum()),
         )
 
-    def _anneal(
-        self, problem: RoundingProblem, start: torch.Tensor, seed: int, read: int
-    ) -> tuple[torch.Tensor, float]:
+    def _anneal(self, sweeps: Sweeps, keys: np.ndarray) -> tuple[torch.Tensor, float]:
         """Levels after all sweeps of one read, and the share of proposals accepted."""
-        keys = stream_keys(seed, problem.stream, read)
-        sweeps = _sweeps(problem.normalised(), start, keys)
+        sweeps.begin(keys)
         temperatures = np.geomspace(self.hot, self.cold, self.sweeps).astype(np.float32)
-        done, at_once = 0, max(1, _PROPOSALS_PER_CALL // start.numel())
+        weights = sweeps.levels.numel()
+        done, at_once = 0, max(1, _PROPOSALS_PER_CALL // weights)
         for first in watched(range(0, self.sweeps, at_once), "annealing"):
             part = temperatures[first : first + at_once]
             sweeps.run(part, first)
             done = first + len(part)
-        return sweeps.levels, sweeps.accepted / (done * start.numel())
+        return sweeps.levels, sweeps.accepted / (done * weights)
 
 
-def _sweeps(problem: RoundingProblem, start: torch.Tensor, keys: np.ndarray) -> Sweeps:
+def _sweeps(problem: RoundingProblem, start: torch.Tensor) -> Sweeps:
     """Where the problem lies, if Triton has kernels for that; else on the CPU."""
     if problem.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from qubo_rounding.solvers.device_sweeps import DeviceSweeps
 
-        return DeviceSweeps(problem, start, keys)
-    return HostSweeps(problem, start, keys)
+        return DeviceSweeps(problem, start)
+    return HostSweeps(problem, start)

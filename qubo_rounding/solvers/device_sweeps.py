@@ -27,7 +27,7 @@ _ROWS = 4  # a program: a warp holds them and the slopes of a block in registers
 class DeviceSweeps(Sweeps):
     """On the device where the problem lies; see `Sweeps`."""
 
-    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
+    def __init__(self, problem: RoundingProblem, start: Tensor) -> None:
         d, device = problem.d, problem.device
         pairing = Pairing.of(problem.gram, _BLOCK)
         self._order = torch.from_numpy(pairing.order).to(device).unsqueeze(1)
@@ -39,15 +39,18 @@ class DeviceSweeps(Sweeps):
 
         rows = wide(problem.gram, torch.float32)[..., :d].mT
         self._gram = pad(wide(rows, torch.float32), (0, 0, 0, -d % _BLOCK)).contiguous()
-        self._slope = wide(problem.gradient(start) / 2, torch.float32)
         self._scale = wide(problem.scale.expand_as(start), torch.float32)
         self._low, self._high = (wide(t, torch.int32) for t in (problem.low, problem.high))
-        self._levels = wide(start, torch.int32)
+        self._start = wide(problem.gradient(start) / 2, torch.float32), wide(start, torch.int32)
         self._warmth = warmth(problem, start)
-        self._keys = torch.from_numpy(keys.view(np.int64)).to(device)
-        self._moves = self._slope.new_zeros(*start.shape[:2], _BLOCK)
-        self._made = torch.zeros_like(self._keys)
+        self._moves = self._scale.new_zeros(*start.shape[:2], _BLOCK)
         self._d = d
+
+    def begin(self, keys: np.ndarray) -> None:
+        """See `Sweeps.begin`."""
+        self._slope, self._levels = (tensor.clone() for tensor in self._start)
+        self._keys = torch.from_numpy(keys.view(np.int64)).to(self._slope.device)
+        self._made = torch.zeros_like(self._keys)
 
     @property
     def levels(self) -> Tensor:

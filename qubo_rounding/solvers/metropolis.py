@@ -46,25 +46,17 @@ def metropolis_sweeps(  # pyright: ignore
     """
     blocks, width = levels.shape[1:]
     d = len(gram)
-    way, moved = np.zeros(width, np.int32), np.zeros(width, np.int64)
-    floats = _twelve(width)
+    rows = (slope, scale, low, high, levels, warmth, keys, accepted)
+    room = (_twelve(width), np.zeros(width, np.int32), np.zeros(width, np.int64))
     for s in range(len(temperatures)):
         number = first + s
         for b in range(blocks):
             step = np.uint64(number * d + b * width)
-            # fmt: off
             if number % 2 == 0:
-                _single_moves(
-                    gram, slope, scale, low, high, levels, b, temperatures[s], warmth,
-                    keys, step, accepted, floats, way, moved,
-                )
+                _single_moves(gram, rows, room, b, step, temperatures[s])
             else:
-                _pair_moves(
-                    gram, slope, scale, low, high, levels, b, temperatures[s], warmth,
-                    keys, step, accepted, floats, way, moved,
-                    pairs[number // 2 % len(pairs), b],
-                )
-            # fmt: on
+                matching = pairs[number // 2 % len(pairs), b]
+                _pair_moves(gram, rows, room, b, step, temperatures[s], matching)
 
 
 @numba.njit(inline="always")
@@ -80,30 +72,16 @@ def _twelve(width):  # pyright: ignore
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _single_moves(  # pyright: ignore
-    gram,
-    slope,
-    scale,
-    low,
-    high,
-    levels,
-    b,
-    temperature,
-    warmth,
-    keys,
-    step,
-    accepted,
-    floats,
-    way,
-    moved,
-):
+def _single_moves(gram, rows, room, b, step, temperature):  # pyright: ignore
     """One sweep of a block's columns, each in turn, for every row."""
-    rows, _, width = levels.shape
+    slope, scale, low, high, levels, warmth, keys, accepted = rows
+    floats, way, moved = room
+    width = levels.shape[2]
     up, down, size, limit = floats[0], floats[1], floats[2], floats[3]
     change, curve, diagonal = floats[4], floats[5], floats[6]
     for k in range(min(width, len(gram) - b * width)):
         diagonal[k] = gram[b * width + k, b, k]
-    for i in range(rows):
+    for i in range(len(levels)):
         _draw(keys[i], step, temperature * warmth[i], limit, way)
         _reach(scale, low, high, levels, i, b, up, down)
         for k in range(len(change)):
@@ -130,31 +108,15 @@ def _single_moves(  # pyright: ignore
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _pair_moves(  # pyright: ignore
-    gram,
-    slope,
-    scale,
-    low,
-    high,
-    levels,
-    b,
-    temperature,
-    warmth,
-    keys,
-    step,
-    accepted,
-    floats,
-    way,
-    moved,
-    pairs,
-):
+def _pair_moves(gram, rows, room, b, step, temperature, pairs):  # pyright: ignore
     """One sweep of a block's pairs, each in turn, for every row.
 
     None has a column of another, so that all are weighed with the levels they have at first. Both
     columns of a pair move or neither. What is gathered from columns is so in loops by themselves.
     """
-    rows, _, width = levels.shape
-    count = 0
+    slope, scale, low, high, levels, warmth, keys, accepted = rows
+    floats, way, moved = room
+    width, count = levels.shape[2], 0
     while count < pairs.shape[1] and pairs[0, count] != pairs[1, count]:
         count += 1
     left, right = pairs[0, :count], pairs[1, :count]
@@ -167,7 +129,7 @@ def _pair_moves(  # pyright: ignore
         j, k = b * width + left[m], b * width + right[m]
         near_own[m], far_own[m] = gram[j, b, left[m]], gram[k, b, right[m]]
         across[m] = gram[j, b, right[m]]
-    for i in range(rows):
+    for i in range(len(levels)):
         _draw(keys[i], step, temperature * warmth[i], limit, way)
         _reach(scale, low, high, levels, i, b, up, down)
         for m in range(len(near)):

@@ -7,7 +7,6 @@ blocks that sweeps walk through.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numba
@@ -47,23 +46,21 @@ class Pairing:
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """An array (g, ..., d) with its columns in this order."""
-        return np.stack([rows[group][..., columns] for group, columns in self._groups()])
+        return np.stack([rows[group][..., columns] for group, columns in enumerate(self.order)])
 
     def apply_to_both(self, gram: np.ndarray) -> np.ndarray:
         """Matrices (g, d, d) with rows and columns in this order."""
-        return np.stack(
-            [gram[group][np.ix_(columns, columns)] for group, columns in self._groups()]
-        )
+        found = np.empty_like(gram)  # filled group by group: a stack of them would be a second copy
+        for group, columns in enumerate(self.order):
+            found[group] = gram[group][np.ix_(columns, columns)]
+        return found
 
     def undo(self, rows: np.ndarray) -> np.ndarray:
         """What `apply` was given."""
         found = np.empty_like(rows)
-        for group, columns in self._groups():
+        for group, columns in enumerate(self.order):
             found[group][..., columns] = rows[group]
         return found
-
-    def _groups(self) -> Iterator[tuple[int, np.ndarray]]:
-        return enumerate(self.order)
 
 
 def _likeness(gram: Tensor) -> Tensor:

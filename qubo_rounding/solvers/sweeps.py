@@ -43,10 +43,17 @@ class Sweeps(Protocol):
     Args:
         problem: normalised.
         start: int16 (g, r, d), levels to begin with.
-        keys: uint64 (g, r), of every row's random numbers.
     """
 
-    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None: ...
+    def __init__(self, problem: RoundingProblem, start: Tensor) -> None: ...
+
+    def begin(self, keys: np.ndarray) -> None:
+        """Go to the start, from wherever the rows are.
+
+        Args:
+            keys: uint64 (g, r), of every row's random numbers from now on.
+        """
+        ...
 
     @property
     def levels(self) -> Tensor:
@@ -55,7 +62,7 @@ class Sweeps(Protocol):
 
     @property
     def accepted(self) -> int:
-        """Moves made so far."""
+        """Moves made since the start."""
         ...
 
     def run(self, temperatures: np.ndarray, first: int) -> None:
@@ -82,18 +89,23 @@ def warmth(problem: RoundingProblem, start: Tensor) -> Tensor:
 class HostSweeps(Sweeps):
     """On the CPU, wherever the problem lies; see `Sweeps`."""
 
-    def __init__(self, problem: RoundingProblem, start: Tensor, keys: np.ndarray) -> None:
+    def __init__(self, problem: RoundingProblem, start: Tensor) -> None:
         self._pairing = Pairing.of(problem.gram, block_width(problem.d))
         floats = (problem.gradient(start) / 2, problem.scale.expand_as(start))
         rows = [tensor.float().cpu().numpy() for tensor in floats]
         rows += [tensor.cpu().numpy() for tensor in (problem.low, problem.high, start)]
         # slope, scale, low, high, levels
-        self._rows = [in_blocks(self._pairing.apply(array)) for array in rows]
+        self._start = [in_blocks(self._pairing.apply(array)) for array in rows]
         gram = self._pairing.apply_to_both(problem.gram.float().cpu().numpy())
         self._gram, self._pairs = in_blocks(gram), self._pairing.pairs
         self._warmth = warmth(problem, start).cpu().numpy()
-        self._keys, self._made = keys, np.zeros(start.shape[:2], np.int64)
         self._device, self._d = problem.device, problem.d
+
+    def begin(self, keys: np.ndarray) -> None:
+        """See `Sweeps.begin`."""
+        slope, *constant, levels = self._start
+        self._rows = [slope.copy(), *constant, levels.copy()]
+        self._keys, self._made = keys, np.zeros_like(keys, np.int64)
 
     @property
     def levels(self) -> Tensor:
