@@ -26,7 +26,7 @@ from dwave.samplers import (
 )
 
 from analysis.entry import begin
-from analysis.problem_files import problem_files
+from analysis.problem_files import problem_file
 from analysis.rows import RESULTS, append_row, read_rows, write_markdown
 from qubo_rounding import Annealing, Descent, Enumeration, Gptq, RoundingProblem
 from qubo_rounding.qubo.bqm import levels_from_sample, to_bqm
@@ -88,9 +88,8 @@ def measure() -> None:
     """Sample what is not in the CSV yet."""
     torch.set_num_threads(1)  # as many as dwave-samplers use
     done = {(row["layer"], row["sampler"]) for row in read_rows(PATH)}
-    files = {path.stem: path for path in problem_files("efficientnet_lite0")}
     for layer in LAYERS:
-        row = _worst_row(RoundingProblem.load(files[layer]))
+        row = _worst_row(RoundingProblem.load(problem_file("efficientnet_lite0", layer)))
         bqm = to_bqm(row)
         nearest = float(row.energy(row.nearest()))
         for name, contestant in CONTESTANTS.items():

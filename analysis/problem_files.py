@@ -65,6 +65,12 @@ def problem_files(network: str) -> list[Path]:
     return sorted(folder.glob("*.npz"))
 
 
+def problem_file(network: str, layer: str) -> Path:
+    """The file of one layer, such as 048-_conv_head; all are written where they are missing."""
+    (found,) = (path for path in problem_files(network) if path.stem == layer)
+    return found
+
+
 def _command(*arguments: str) -> str:
     """What a command prints; a refusal's reason where it ends with exit code 2."""
     result = CliRunner().invoke(app, list(arguments))

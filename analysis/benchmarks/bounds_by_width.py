@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from analysis.entry import begin
-from analysis.problem_files import problem_files
+from analysis.problem_files import problem_file
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, RoundingProblem
 from qubo_rounding.qubo.bounds import eigenvalue_bound, sdp_bound
@@ -51,8 +51,7 @@ def measure() -> list[dict[str, Any]]:
     rows = []
     for layer in LAYERS:
         network, _, name = layer.partition("/")
-        files = {path.stem: path for path in problem_files(network)}
-        problem = RoundingProblem.load(files[name])
+        problem = RoundingProblem.load(problem_file(network, name))
         problem = problem.part(rows=slice(0, 32 if problem.d < 480 else 16))
         row = {"network": network, "layer": name, "d": problem.d, "rows": problem.r}
         row |= _seconds(problem) | _bounds(problem)

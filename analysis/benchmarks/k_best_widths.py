@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.entry import begin
-from analysis.problem_files import problem_files
+from analysis.problem_files import problem_file
 from analysis.rows import RESULTS, write_markdown
 from qubo_rounding import Annealing, Descent, Gptq, RoundingProblem, Solver
 from qubo_rounding.provenance import provenance
@@ -61,9 +61,8 @@ def solvers() -> Iterator[tuple[str, Solver]]:
 def measure() -> list[dict[str, Any]]:
     """One row a layer and solver: energy relative to nearest, seconds."""
     rows = []
-    files = {path.stem: path for path in problem_files("efficientnet_lite0")}
     for layer, d in LAYERS.items():
-        problem = RoundingProblem.load(files[layer])
+        problem = RoundingProblem.load(problem_file("efficientnet_lite0", layer))
         problem = problem.part(rows=slice(0, min(MAX_ROWS, MAX_WEIGHTS // d)))
         last = 0.0
         for name, solver in solvers():
